@@ -1,1 +1,34 @@
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
 
+mod abi;
+mod attach;
+mod error;
+mod events;
+mod firewall;
+mod interface;
+mod monitor;
+mod pin;
+mod pipeline;
+pub mod preflight;
+mod reason;
+mod stage;
+mod stats;
+mod sys;
+mod test_run;
+
+pub use attach::{AttachOptions, Attachment, XdpMode};
+pub use error::{Error, Result};
+pub use events::Events;
+pub use firewall::{Decision, Firewall, FirewallConfig, Rule};
+pub use interface::Interface;
+pub use ipnet;
+pub use monitor::{
+    Fragment, MonitorConfig, Network, PacketEvent, PacketMonitor, Protocol, ProtocolCounts, Transport, VlanTag,
+};
+pub use pin::remove_pins;
+pub use pipeline::{Pipeline, Position};
+pub use reason::{Action, Reason};
+pub use stage::Stage;
+pub use stats::{Count, ReasonCount, Stats};
+pub use test_run::{TestRun, Verdict};

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Why a packet left a stage: every way out of every program has one value here, counted per CPU.
+ * Mirrored by src/reason.rs. Append only: the numbers are kept in pinned counters across upgrades,
+ * which is why this header is not part of the pins' fingerprint.
+ */
+#ifndef XDPKIT_ABI_REASON_H
+#define XDPKIT_ABI_REASON_H
+
+#pragma clang diagnostic push
+#pragma clang diagnostic error "-Wpadded"
+
+enum xdpkit_reason {
+	/* Well-formed, and nothing in the stage had an opinion. */
+	REASON_NONE = 0,
+
+	/* Malformed: the frame contradicts itself (RFC 791, 8200, 9293, 768, 792, 4443). */
+	REASON_ETHERNET_TRUNCATED = 1,
+	REASON_VLAN_TRUNCATED = 2,
+	REASON_IPV4_TRUNCATED = 3,
+	REASON_IPV4_VERSION = 4,
+	REASON_IPV4_HEADER_LENGTH = 5,
+	REASON_IPV4_TOTAL_LENGTH = 6,
+	REASON_IPV6_TRUNCATED = 7,
+	REASON_IPV6_VERSION = 8,
+	REASON_IPV6_PAYLOAD_LENGTH = 9,
+	REASON_IPV6_EXTENSION_TRUNCATED = 10,
+	REASON_TCP_TRUNCATED = 11,
+	REASON_TCP_DATA_OFFSET = 12,
+	REASON_UDP_TRUNCATED = 13,
+	REASON_UDP_LENGTH = 14,
+	REASON_ICMP_TRUNCATED = 15,
+	REASON_ICMPV6_TRUNCATED = 16,
+
+	/* Unsupported: maybe right, but deeper than we look. */
+	REASON_VLAN_TOO_DEEP = 20,
+	REASON_IPV6_EXTENSION_CHAIN = 21,
+
+	/* PacketMonitor */
+	REASON_PROTOCOL_ACTION = 32,
+	REASON_TX_GROUP_ADDRESS = 33,
+
+	/* Firewall */
+	REASON_ALLOWED = 40,
+	REASON_DENIED = 41,
+	REASON_DEFAULT_ACTION = 42,
+	REASON_ARP = 43,
+	REASON_NEIGHBOUR_DISCOVERY = 44,
+	REASON_NOT_IP = 45,
+};
+
+#define REASON_FIRST_UNSUPPORTED REASON_VLAN_TOO_DEEP
+#define REASON_FIRST_OF_STAGES REASON_PROTOCOL_ACTION
+
+/* Room for reasons to come, and the five XDP actions rounded up so that the index is a shift. */
+#define XDPKIT_REASONS 128
+#define XDPKIT_ACTIONS 8
+
+struct xdpkit_count {
+	__u64 packets;
+	__u64 bytes; /* of the whole frame, Ethernet header included, FCS not */
+};
+
+struct xdpkit_counters {
+	struct xdpkit_count count[XDPKIT_REASONS][XDPKIT_ACTIONS];
+};
+
+#pragma clang diagnostic pop
+
+#endif

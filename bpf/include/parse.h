@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The parser that all stages share: Ethernet, up to two VLAN tags, IPv4 with options, IPv6 with a
+ * bounded extension-header walk, fragments, TCP, UDP, ICMP and ICMPv6.
+ *
+ * It answers REASON_NONE and a filled `struct packet`, or the reason why the frame is malformed or
+ * deeper than we look. What it read up to there stays valid: `network` says how far it came.
+ * It does not verify checksums: the host's stack or the backend does.
+ */
+#ifndef XDPKIT_PARSE_H
+#define XDPKIT_PARSE_H
+
+#include "kernel.h"
+#include "../abi/packet.h"
+#include "../abi/reason.h"
+
+/* Bounds an offset for the verifier: 22 bytes of Ethernet, 40 of IPv6, 8 extensions of at most 2048. */
+#define PACKET_OFFSET_MASK 0x7fff
+
+/* Offsets count from the start of the frame; a header pointer is valid up to its fixed size. */
+struct packet {
+	void *data;
+	void *end;
+	struct ethhdr *eth;
+	union {
+		struct iphdr *ip4;
+		struct ipv6hdr *ip6;
+		void *network_header;
+	};
+	union {
+		struct tcphdr *tcp;
+		struct udphdr *udp;
+		struct icmphdr *icmp;
+		void *transport_header; /* NULL: none was read (other protocol, later fragment) */
+	};
+	__u32 linear;      /* bytes from data to end: all of the frame, but for multi-buffer ones */
+	__u32 at;          /* the cursor */
+	__u32 network_at;  /* where the network header starts */
+	__u32 network_end; /* where the IP packet ends by its own header: padding lies behind */
+	__be16 ether_type; /* behind the tags */
+	__be16 vlan_tci[PACKET_VLANS_MAX];
+	__u8 vlans;
+	__u8 network;  /* enum packet_network */
+	__u8 protocol; /* IANA number of what follows IP and its extension headers */
+	__u8 fragment; /* enum packet_fragment */
+};
+
+/* The next `size` bytes, or NULL when the frame's linear part ends before. */
+static __always_inline void *take(struct packet *p, __u32 size)
+{
+	void *header = p->data + p->at;
+
+	if (header + size > p->end)
+		return NULL;
+	p->at += size;
+	return header;
+}
+
+/*
+ * Whether the frame reaches `offset`. The helper knows about fragments of multi-buffer frames but
+ * costs more than the rest of the parser, so it is asked only when the linear part is too short.
+ */
+static __always_inline bool frame_reaches(struct xdp_md *ctx, const struct packet *p, __u32 offset)
+{
+	return offset <= p->linear || offset <= bpf_xdp_get_buff_len(ctx);
+}
+
+/* A linear part that no 1500-byte MTU fills: from here on a frame may have more buffers. */
+#define LINEAR_OF_JUMBO 1600
+
+/*
+ * Bytes of the whole frame. Where the IP packet lies in a short linear part there is no second
+ * buffer, so the helper is spared on every ordinary packet.
+ */
+static __always_inline __u64 frame_bytes(struct xdp_md *ctx, const struct packet *p)
+{
+	if (p->network >= NETWORK_IPV4 && p->network_end <= p->linear && p->linear < LINEAR_OF_JUMBO)
+		return p->linear;
+	return bpf_xdp_get_buff_len(ctx);
+}
+
+static __always_inline bool is_vlan(__be16 ether_type)
+{
+	return ether_type == bpf_htons(ETH_P_8021Q) || ether_type == bpf_htons(ETH_P_8021AD) ||
+	       ether_type == bpf_htons(ETH_P_QINQ1);
+}
+
+static __always_inline enum xdpkit_reason parse_tcp(struct packet *p)
+{
+	__u32 start = p->at;
+	struct tcphdr *tcp = take(p, sizeof(*tcp));
+
+	if (!tcp || p->at > p->network_end)
+		return REASON_TCP_TRUNCATED;
+	if (tcp->doff < 5 || start + tcp->doff * 4 > p->network_end)
+		return REASON_TCP_DATA_OFFSET;
+	p->tcp = tcp;
+	return REASON_NONE;
+}
+
+static __always_inline enum xdpkit_reason parse_udp(struct packet *p)
+{
+	__u32 start = p->at;
+	struct udphdr *udp = take(p, sizeof(*udp));
+	__u32 length;
+
+	if (!udp || p->at > p->network_end)
+		return REASON_UDP_TRUNCATED;
+	length = bpf_ntohs(udp->len);
+	if (length < sizeof(*udp))
+		return REASON_UDP_LENGTH;
+	/* A first fragment states the length of the datagram that is yet to be put together. */
+	if (p->fragment == FRAGMENT_NONE && start + length > p->network_end)
+		return REASON_UDP_LENGTH;
+	p->udp = udp;
+	return REASON_NONE;
+}
+
+static __always_inline enum xdpkit_reason parse_transport(struct packet *p)
+{
+	struct icmphdr *icmp;
+
+	if (p->protocol == IPPROTO_TCP)
+		return parse_tcp(p);
+	if (p->protocol == IPPROTO_UDP)
+		return parse_udp(p);
+	if (p->protocol == (p->network == NETWORK_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)) {
+		icmp = take(p, sizeof(*icmp));
+		if (!icmp || p->at > p->network_end)
+			return p->network == NETWORK_IPV4 ? REASON_ICMP_TRUNCATED : REASON_ICMPV6_TRUNCATED;
+		p->icmp = icmp;
+	}
+	return REASON_NONE;
+}
+
+static __always_inline enum xdpkit_reason parse_ipv4(struct xdp_md *ctx, struct packet *p)
+{
+	struct iphdr *ip = take(p, sizeof(*ip));
+	__u32 header_length, total_length, fragment;
+
+	if (!ip)
+		return REASON_IPV4_TRUNCATED;
+	if (ip->version != 4)
+		return REASON_IPV4_VERSION;
+	header_length = ip->ihl * 4;
+	if (header_length < sizeof(*ip))
+		return REASON_IPV4_HEADER_LENGTH;
+	total_length = bpf_ntohs(ip->tot_len);
+	if (total_length < header_length || !frame_reaches(ctx, p, p->network_at + total_length))
+		return REASON_IPV4_TOTAL_LENGTH;
+
+	p->network = NETWORK_IPV4;
+	p->ip4 = ip;
+	p->network_end = p->network_at + total_length;
+	p->protocol = ip->protocol;
+	p->at = p->network_at + header_length;
+
+	fragment = bpf_ntohs(ip->frag_off);
+	if (fragment & IP_OFFSET) {
+		p->fragment = FRAGMENT_LATER;
+		return REASON_NONE;
+	}
+	if (fragment & IP_MF)
+		p->fragment = FRAGMENT_FIRST;
+	return parse_transport(p);
+}
+
+/* What the walk over IPv6 extension headers found, packed into the scalar that a global function may return. */
+union extension_walk {
+	__u64 packed;
+	struct {
+		__u32 at;        /* where the transport header starts */
+		__u8 protocol;   /* of the transport header, or the extension that was one too many */
+		__u8 fragment;   /* enum packet_fragment */
+		__u16 reason;    /* enum xdpkit_reason */
+	};
+};
+
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS || next == IPPROTO_AH ||
+	       next == IPPROTO_FRAGMENT;
+}
+
+/*
+ * A global function: the verifier checks it once and by itself. Inlined, its paths would multiply with
+ * those of every caller past the verifier's limit; packets without extension headers never pay the call.
+ * Weak, so that clang cannot draw conclusions from the body that the verifier does not see at the call.
+ */
+__attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 at, __u32 network_end, __u32 next)
+{
+	union extension_walk walk = { .packed = 0 };
+	struct packet p = { .data = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end };
+	struct ipv6_opt_hdr *option;
+	struct frag_hdr *fragment;
+	__u32 start, bits;
+	int i;
+
+	p.at = at & 0xff;
+	for (i = 0; i < PACKET_IPV6_EXTENSIONS_MAX && is_extension(next); i++) {
+		start = p.at;
+		if (next == IPPROTO_FRAGMENT) {
+			fragment = take(&p, sizeof(*fragment));
+			if (!fragment || p.at > network_end) {
+				walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
+				goto out;
+			}
+			next = fragment->nexthdr;
+			bits = bpf_ntohs(fragment->frag_off);
+			if (bits & IP6_OFFSET) {
+				walk.fragment = FRAGMENT_LATER;
+				goto out;
+			}
+			if (bits & IP6_MF)
+				walk.fragment = FRAGMENT_FIRST;
+			continue;
+		}
+		option = take(&p, sizeof(*option));
+		if (!option) {
+			walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
+			goto out;
+		}
+		/* AH counts in 4-byte units less two (RFC 4302), the others in 8-byte units less one. */
+		p.at = start + (next == IPPROTO_AH ? (option->hdrlen + 2) * 4 : (option->hdrlen + 1) * 8);
+		if (p.at > network_end) {
+			walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
+			goto out;
+		}
+		next = option->nexthdr;
+	}
+	if (is_extension(next))
+		walk.reason = REASON_IPV6_EXTENSION_CHAIN;
+out:
+	walk.at = p.at;
+	walk.protocol = next;
+	return walk.packed;
+}
+
+static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct packet *p)
+{
+	struct ipv6hdr *ip = take(p, sizeof(*ip));
+	union extension_walk walk;
+
+	if (!ip)
+		return REASON_IPV6_TRUNCATED;
+	if (ip->version != 6)
+		return REASON_IPV6_VERSION;
+	p->network_end = p->at + bpf_ntohs(ip->payload_len);
+	if (!frame_reaches(ctx, p, p->network_end))
+		return REASON_IPV6_PAYLOAD_LENGTH;
+
+	p->network = NETWORK_IPV6;
+	p->ip6 = ip;
+	p->protocol = ip->nexthdr;
+	if (is_extension(p->protocol)) {
+		walk.packed = walk_extensions(ctx, p->at, p->network_end, p->protocol);
+		p->at = walk.at & PACKET_OFFSET_MASK;
+		p->protocol = walk.protocol;
+		p->fragment = walk.fragment;
+		if (walk.reason)
+			return walk.reason;
+		if (p->fragment == FRAGMENT_LATER)
+			return REASON_NONE;
+	}
+	return parse_transport(p);
+}
+
+static __always_inline enum xdpkit_reason parse(struct xdp_md *ctx, struct packet *p)
+{
+	struct vlan_hdr *vlan;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	p->data = (void *)(long)ctx->data;
+	p->end = (void *)(long)ctx->data_end;
+	p->linear = p->end - p->data;
+
+	p->eth = take(p, sizeof(*p->eth));
+	if (!p->eth)
+		return REASON_ETHERNET_TRUNCATED;
+	p->ether_type = p->eth->h_proto;
+	for (int i = 0; i < PACKET_VLANS_MAX; i++) {
+		if (!is_vlan(p->ether_type))
+			break;
+		vlan = take(p, sizeof(*vlan));
+		if (!vlan)
+			return REASON_VLAN_TRUNCATED;
+		p->vlan_tci[i] = vlan->h_vlan_TCI;
+		p->ether_type = vlan->h_vlan_encapsulated_proto;
+		p->vlans++;
+	}
+	if (is_vlan(p->ether_type))
+		return REASON_VLAN_TOO_DEEP;
+
+	p->network_at = p->at;
+	p->network_header = p->data + p->at;
+	if (p->ether_type == bpf_htons(ETH_P_IP))
+		return parse_ipv4(ctx, p);
+	if (p->ether_type == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(ctx, p);
+	if (p->ether_type == bpf_htons(ETH_P_ARP))
+		p->network = NETWORK_ARP;
+	return REASON_NONE;
+}
+
+#endif

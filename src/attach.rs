@@ -1,0 +1,215 @@
+//! Attaching to interfaces: modes, options, and the attachment of a single stage.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use crate::{Error, Interface, Pipeline, Result, sys, sys::link::Link};
+
+/// Where in the receive path the program runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum XdpMode {
+    /// In the driver, before the kernel allocates anything for the packet: the fast one, and the default.
+    /// The driver must support XDP.
+    #[default]
+    Native,
+    /// In the network stack, after the packet's buffer has been allocated: every interface can do it, several
+    /// times slower. Good for trying things out.
+    Generic,
+    /// On the network card itself, for the few that can.
+    Offload,
+    /// Native, and generic where the driver does not support XDP or refuses it; [`Attachment::mode`] says which.
+    Auto,
+}
+
+impl XdpMode {
+    const FLAG_GENERIC: u32 = 1 << 1;
+    const FLAG_NATIVE: u32 = 1 << 2;
+    const FLAG_OFFLOAD: u32 = 1 << 3;
+
+    /// The modes to try, with the kernel's `XDP_FLAGS_*`.
+    fn attempts(self) -> &'static [(Self, u32)] {
+        match self {
+            Self::Native => &[(Self::Native, Self::FLAG_NATIVE)],
+            Self::Generic => &[(Self::Generic, Self::FLAG_GENERIC)],
+            Self::Offload => &[(Self::Offload, Self::FLAG_OFFLOAD)],
+            Self::Auto => &[(Self::Native, Self::FLAG_NATIVE), (Self::Generic, Self::FLAG_GENERIC)],
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Offload => "offload",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for XdpMode {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let modes = [Self::Native, Self::Generic, Self::Offload, Self::Auto];
+        modes.into_iter().find(|mode| mode.name() == text).ok_or_else(|| Error::Invalid {
+            what: "XDP mode",
+            value: text.to_owned(),
+            expected: "native, generic, offload or auto",
+        })
+    }
+}
+
+/// Where and how to attach.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct AttachOptions {
+    interface: String,
+    mode: XdpMode,
+    pin: Option<PathBuf>,
+}
+
+impl AttachOptions {
+    /// The interface of this name in the calling thread's network namespace, in native mode.
+    pub fn new(interface: impl Into<String>) -> Self {
+        Self { interface: interface.into(), mode: XdpMode::Native, pin: None }
+    }
+
+    /// Attaches in this mode. Ignored when an attachment is taken over: a link keeps its mode.
+    pub fn mode(mut self, mode: XdpMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Makes the attachment survive this process: link, programs, slots and tables are pinned below this
+    /// directory of a BPF file system. Several interfaces and stages may share it.
+    ///
+    /// Where the directory already holds the link of this interface, it is taken over: the programs that run
+    /// are swapped for the new ones in one step, no packet passes in between, and the tables go on, provided
+    /// the stages were adopted from the same directory. Else the call fails and touches nothing.
+    pub fn pin(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.pin = Some(directory.into());
+        self
+    }
+
+    pub(crate) fn interface(&self) -> Result<Interface> {
+        Interface::by_name(&self.interface)
+    }
+
+    pub(crate) fn pin_directory(&self) -> Option<&Path> {
+        self.pin.as_deref()
+    }
+
+    /// Makes the link, in the first mode that the interface takes.
+    pub(crate) fn link(&self, interface: &Interface, program: std::os::fd::BorrowedFd<'_>) -> Result<(Link, XdpMode)> {
+        let mut refusal = None;
+        for &(mode, flags) in self.mode.attempts() {
+            match Link::create(program, interface.index(), flags) {
+                Ok(link) => return Ok((link, mode)),
+                Err(source) => {
+                    let error = refused(interface, mode, source);
+                    if !matches!(error, Error::ModeRefused { .. }) {
+                        return Err(error);
+                    }
+                    refusal = Some(error);
+                }
+            }
+        }
+        Err(refusal.expect("every mode has an attempt"))
+    }
+}
+
+/// What the kernel's answer to an attachment means.
+fn refused(interface: &Interface, mode: XdpMode, source: io::Error) -> Error {
+    let name = interface.name().to_owned();
+    let hint = match source.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            let program = sys::net::xdp_state(interface.index()).ok().and_then(|state| state.program());
+            return match program {
+                Some(program_id) => Error::ForeignProgram { interface: name, program_id },
+                None => Error::Interface { interface: name, operation: "attach: it is busy", source },
+            };
+        }
+        Some(libc::EPERM) => {
+            let missing = sys::missing_capabilities();
+            let capability = if missing.is_empty() { "CAP_NET_ADMIN".into() } else { missing.join(", ") };
+            return Error::MissingCapability { operation: format!("attaching XDP to `{name}`"), capability };
+        }
+        Some(libc::ENODEV) => return Error::UnknownInterface { interface: name },
+        Some(libc::EOPNOTSUPP) => "its driver does not support this mode; generic mode works everywhere",
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
+            "the driver's limits: usually an MTU above what XDP takes, LRO on, or too few receive queues"
+        }
+        Some(libc::ENOSPC | libc::ENOMEM) => "the driver has no queues or memory left for XDP",
+        _ => return Error::Interface { interface: name, operation: "attach to it", source },
+    };
+    Error::ModeRefused { interface: name, mode, hint, source }
+}
+
+/// A single stage on an interface. Dropping it detaches, unless it is pinned.
+#[derive(Debug)]
+#[must_use = "dropping an attachment detaches it"]
+pub struct Attachment {
+    pipeline: Pipeline,
+}
+
+impl Attachment {
+    pub(crate) fn new(pipeline: Pipeline) -> Self {
+        Self { pipeline }
+    }
+
+    /// The interface.
+    #[must_use]
+    pub fn interface(&self) -> &Interface {
+        self.pipeline.interface().expect("an attachment is attached")
+    }
+
+    /// The mode that was chosen: [`XdpMode::Native`], [`XdpMode::Generic`] or [`XdpMode::Offload`].
+    #[must_use]
+    pub fn mode(&self) -> XdpMode {
+        self.pipeline.mode().expect("an attachment is attached")
+    }
+
+    /// Whether an earlier process's attachment was taken over from its pins.
+    #[must_use]
+    pub fn adopted(&self) -> bool {
+        self.pipeline.adopted()
+    }
+
+    /// Detaches, also when pinned: the link and its pins go, the pins of the stage's tables stay.
+    ///
+    /// # Errors
+    /// [`Error::Interface`], [`Error::Pin`], or [`Error::Superseded`] when another process has taken over.
+    pub fn detach(self) -> Result<()> {
+        self.pipeline.detach()
+    }
+
+    /// The attachment as a chain of one stage, to which others can be added while packets flow.
+    #[must_use]
+    pub fn into_pipeline(self) -> Pipeline {
+        self.pipeline
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_round_trip_and_a_wrong_one_is_named() {
+        for name in ["native", "generic", "offload", "auto"] {
+            assert_eq!(name.parse::<XdpMode>().unwrap().to_string(), name);
+        }
+        let error = "driver".parse::<XdpMode>().unwrap_err().to_string();
+        assert_eq!(error, "XDP mode `driver`: expected native, generic, offload or auto");
+    }
+}

@@ -1,0 +1,157 @@
+//! What a host lacks before XDP can do its work, told in advance.
+//!
+//! Nothing here changes anything. Each [`Finding`] says what is wrong, what it leads to and what to do.
+
+use std::{fmt, fs};
+
+use crate::{
+    Interface, Result,
+    sys::{
+        self,
+        net::{Offload, XdpState},
+    },
+};
+
+/// How much a [`Finding`] matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Works, but not as well as it could.
+    Advice,
+    /// Some packets will be wrong or lost.
+    Warning,
+    /// It will not work.
+    Blocker,
+}
+
+/// One thing that is not as XDP needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// The interface, or `host`.
+    pub object: String,
+    /// What is wrong, what it leads to, and what to do.
+    pub text: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Advice => "advice",
+            Severity::Warning => "warning",
+            Severity::Blocker => "blocker",
+        };
+        write!(f, "{severity}: {}: {}", self.object, self.text)
+    }
+}
+
+/// What the host and this process lack: capabilities, the BPF JIT, the kernel's version.
+#[must_use]
+pub fn host() -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut find = |severity, text: String| findings.push(Finding { severity, object: "host".into(), text });
+    let missing = sys::missing_capabilities();
+    if !missing.is_empty() {
+        find(Severity::Blocker, format!("this process lacks {}: run as root or grant them", missing.join(", ")));
+    }
+    if sys::kernel_older_than(5, 18) {
+        find(Severity::Blocker, format!("Linux {} is older than 5.18, which is needed", sys::kernel_release()));
+    } else if sys::kernel_older_than(6, 1) {
+        find(Severity::Advice, format!("Linux {} is older than 6.1, where tests begin", sys::kernel_release()));
+    }
+    let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
+    if jit.trim() == "0" {
+        find(Severity::Warning, "the BPF JIT is off, programs are interpreted: sysctl net.core.bpf_jit_enable=1".into());
+    }
+    findings
+}
+
+/// What an interface lacks to be guarded in native mode.
+///
+/// # Errors
+/// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
+pub fn interface(interface: &Interface) -> Result<Vec<Finding>> {
+    let mut findings = Findings::of(interface)?;
+    let state = findings.state;
+    if let Some(program) = state.program() {
+        findings.add(Severity::Blocker, format!("XDP program {program} is attached already"));
+    }
+    if !findings.feature(Feature::Basic) {
+        findings.add(Severity::Blocker, "its driver has no native XDP: only generic mode works here, several times slower".into());
+    }
+    if findings.is_on(Offload::LargeReceive) {
+        findings.add(Severity::Blocker, format!("LRO is on, which native XDP refuses: ethtool -K {interface} lro off"));
+    }
+    findings.transmit_checksum(
+        "programs at the other end of this link see packets of local sockets with unfinished checksums; a balancer \
+         that rewrites them sends broken ones",
+    );
+    Ok(findings.list)
+}
+
+/// What an interface lacks to receive frames that another one's program redirects to it (`XDP_REDIRECT`), or
+/// that its own sends back (`XDP_TX`).
+///
+/// # Errors
+/// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
+pub fn redirect_target(interface: &Interface) -> Result<Vec<Finding>> {
+    let mut findings = Findings::of(interface)?;
+    if !findings.feature(Feature::Transmit) {
+        findings.add(
+            Severity::Blocker,
+            "it cannot send XDP frames: they are lost, in silence. On veth, the other end needs a native XDP program \
+             (one that passes everything will do); on other drivers, attach one here or see the driver's limits"
+                .into(),
+        );
+    } else if !findings.feature(Feature::TransmitFragments) {
+        findings.add(Severity::Advice, "it cannot send XDP frames of several buffers: jumbo frames are lost".into());
+    }
+    Ok(findings.list)
+}
+
+/// Bits of `enum netdev_xdp_act`.
+#[derive(Clone, Copy)]
+enum Feature {
+    Basic = 1,
+    Transmit = 1 << 2,
+    TransmitFragments = 1 << 6,
+}
+
+struct Findings {
+    interface: Interface,
+    state: XdpState,
+    list: Vec<Finding>,
+}
+
+impl Findings {
+    fn of(interface: &Interface) -> Result<Self> {
+        let state = sys::net::xdp_state(interface.index()).map_err(|source| crate::Error::Interface {
+            interface: interface.name().to_owned(),
+            operation: "read its XDP state",
+            source,
+        })?;
+        Ok(Self { interface: interface.clone(), state, list: Vec::new() })
+    }
+
+    fn add(&mut self, severity: Severity, text: String) {
+        self.list.push(Finding { severity, object: self.interface.name().to_owned(), text });
+    }
+
+    /// Kernels before 6.3 do not tell: no finding then.
+    fn feature(&self, feature: Feature) -> bool {
+        self.state.features.is_none_or(|bits| bits & feature as u64 != 0)
+    }
+
+    /// Drivers that know no offloads have none on.
+    fn is_on(&self, offload: Offload) -> bool {
+        sys::net::offload_is_on(self.interface.name(), offload).unwrap_or(false)
+    }
+
+    fn transmit_checksum(&mut self, consequence: &str) {
+        if self.is_on(Offload::TransmitChecksum) {
+            let text = format!("tx checksum offload is on: {consequence}: ethtool -K {} tx off", self.interface);
+            self.add(Severity::Advice, text);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! XDP actions and the reasons that stages count: mirror of `bpf/abi/reason.h`.
+
+use std::fmt;
+
+/// What becomes of a packet: `enum xdp_action` of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Action {
+    /// `XDP_ABORTED`: dropped as a program error; raises the tracepoint `xdp:xdp_exception`.
+    Aborted = 0,
+    /// `XDP_DROP`: dropped, silently and as early as can be.
+    Drop = 1,
+    /// `XDP_PASS`: goes on to the next stage, after the last one to the kernel's network stack.
+    Pass = 2,
+    /// `XDP_TX`: sent out of the interface that it came in by.
+    Tx = 3,
+    /// `XDP_REDIRECT`: sent out of another interface.
+    Redirect = 4,
+}
+
+impl Action {
+    /// All of them, in the kernel's order.
+    pub const ALL: [Self; 5] = [Self::Aborted, Self::Drop, Self::Pass, Self::Tx, Self::Redirect];
+
+    /// The action of a program's return value, if it is one. The kernel treats any other as `Aborted`.
+    #[must_use]
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(code).ok()?).copied()
+    }
+
+    /// Lower-case name: `aborted`, `drop`, `pass`, `tx`, `redirect`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Aborted => "aborted",
+            Self::Drop => "drop",
+            Self::Pass => "pass",
+            Self::Tx => "tx",
+            Self::Redirect => "redirect",
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $value:literal, $name:literal;)+) => {
+        /// Why a packet left a stage. Each packet is counted under exactly one reason in each stage it meets.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[non_exhaustive]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant = $value,)+
+        }
+
+        impl Reason {
+            /// All reasons, by rising code.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// Name in snake case, as in JSON and metrics.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Well-formed, and the stage had no opinion.
+    None = 0, "none";
+    /// Shorter than an Ethernet header.
+    EthernetTruncated = 1, "ethernet_truncated";
+    /// Ends inside a VLAN tag.
+    VlanTruncated = 2, "vlan_truncated";
+    /// Ends inside the IPv4 header.
+    Ipv4Truncated = 3, "ipv4_truncated";
+    /// EtherType IPv4, but the version field is not 4.
+    Ipv4Version = 4, "ipv4_version";
+    /// IHL below 5 (RFC 791).
+    Ipv4HeaderLength = 5, "ipv4_header_length";
+    /// Total length below the header's or beyond the frame.
+    Ipv4TotalLength = 6, "ipv4_total_length";
+    /// Ends inside the IPv6 header.
+    Ipv6Truncated = 7, "ipv6_truncated";
+    /// EtherType IPv6, but the version field is not 6.
+    Ipv6Version = 8, "ipv6_version";
+    /// Payload length beyond the frame.
+    Ipv6PayloadLength = 9, "ipv6_payload_length";
+    /// An IPv6 extension header reaches beyond the packet.
+    Ipv6ExtensionTruncated = 10, "ipv6_extension_truncated";
+    /// No room for a TCP header.
+    TcpTruncated = 11, "tcp_truncated";
+    /// Data offset below 5 or beyond the packet (RFC 9293).
+    TcpDataOffset = 12, "tcp_data_offset";
+    /// No room for a UDP header.
+    UdpTruncated = 13, "udp_truncated";
+    /// UDP length below 8 or beyond the packet (RFC 768).
+    UdpLength = 14, "udp_length";
+    /// No room for an ICMP header.
+    IcmpTruncated = 15, "icmp_truncated";
+    /// No room for an ICMPv6 header.
+    Icmpv6Truncated = 16, "icmpv6_truncated";
+    /// More than two VLAN tags: deeper than we look.
+    VlanTooDeep = 20, "vlan_too_deep";
+    /// More than eight IPv6 extension headers: deeper than we look.
+    Ipv6ExtensionChain = 21, "ipv6_extension_chain";
+    /// `PacketMonitor`: the action set for the packet's protocol.
+    ProtocolAction = 32, "protocol_action";
+    /// `PacketMonitor`: a frame to a group address is not sent back; it went on.
+    TxGroupAddress = 33, "tx_group_address";
+    /// `Firewall`: an allow rule.
+    Allowed = 40, "allowed";
+    /// `Firewall`: a deny rule.
+    Denied = 41, "denied";
+    /// `Firewall`: no rule matched, the default action decided.
+    DefaultAction = 42, "default_action";
+    /// `Firewall`: ARP.
+    Arp = 43, "arp";
+    /// `Firewall`: IPv6 neighbour discovery (RFC 4861) from the link.
+    NeighbourDiscovery = 44, "neighbour_discovery";
+    /// `Firewall`: neither ARP nor IP.
+    NotIp = 45, "not_ip";
+}
+
+impl Reason {
+    /// The reason of a code from the data path; `Option::None` for one of a newer program.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| *reason as u8 == code)
+    }
+
+    /// Whether the frame contradicts itself.
+    #[must_use]
+    pub fn is_malformed(self) -> bool {
+        (1..20).contains(&(self as u8))
+    }
+
+    /// Whether the frame is deeper than the parser looks.
+    #[must_use]
+    pub fn is_unsupported(self) -> bool {
+        (20..32).contains(&(self as u8))
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_mirror_the_header() {
+        let header = include_str!("../bpf/abi/reason.h");
+        let in_c: Vec<(String, u8)> = header
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("REASON_")?.strip_suffix(',')?.split_once(" = "))
+            .map(|(name, value)| (name.to_lowercase(), value.parse().unwrap()))
+            .collect();
+        let in_rust: Vec<(String, u8)> = Reason::ALL.iter().map(|r| (r.name().to_owned(), *r as u8)).collect();
+        assert!(in_c.len() > 20, "the header was read");
+        assert_eq!(in_c, in_rust);
+    }
+
+    #[test]
+    fn codes_round_trip() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_code(*reason as u8), Some(*reason));
+        }
+        assert_eq!(Reason::from_code(127), None);
+        assert_eq!(Action::from_code(5), None);
+        assert_eq!(Action::from_code(3), Some(Action::Tx));
+    }
+}

@@ -1,0 +1,182 @@
+//! Stages: what all network functions have in common.
+
+use std::{
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use bytemuck::Pod;
+
+use crate::{
+    AttachOptions, Attachment, Error, Pipeline, Result, Stats, TestRun, Verdict,
+    abi::reason::Counters,
+    pin,
+    sys::{
+        map::{Map, PerCpu, TypedMap},
+        object::{Loaded, Plan},
+        program::Program,
+    },
+};
+
+/// The map that each instance has for itself: its successor in the chain.
+const SLOT: &str = "next_stage";
+
+/// A network function: one XDP program and its tables, alone on an interface or in a [`Pipeline`].
+///
+/// The value owns file descriptors, nothing else: dropping it leaves what is attached or pinned at work.
+/// Its tables may be changed while packets flow, from any thread.
+pub trait Stage: sealed::Sealed + Send + Sync {
+    /// The name of this value, unique in a pipeline and in a pin directory.
+    fn name(&self) -> &str {
+        &self.core().shared.name
+    }
+
+    /// Attaches to an interface, alone. May be called for several interfaces: they share the tables.
+    ///
+    /// # Errors
+    /// [`Error::UnknownInterface`], [`Error::ForeignProgram`], [`Error::ModeRefused`],
+    /// [`Error::MissingCapability`]; with [`AttachOptions::pin`] also the `Pin...` variants.
+    fn attach(&self, options: &AttachOptions) -> Result<Attachment> {
+        let mut pipeline = Pipeline::of_cores(&[self.core()])?;
+        pipeline.attach(options)?;
+        Ok(Attachment::new(pipeline))
+    }
+
+    /// What became of the packets so far, by reason.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when the kernel refuses to read the counters.
+    fn stats(&self) -> Result<Stats> {
+        let counters = self.core().per_cpu::<Counters>("counters").get(0)?;
+        Ok(Stats::from_counters(&counters))
+    }
+
+    /// Runs the program on one frame, without any interface, and says what it did with it.
+    ///
+    /// The tables are the real ones: a test run counts, and spends what a limit allows.
+    ///
+    /// # Errors
+    /// [`Error::TestRun`], for one when the frame is shorter than an Ethernet header (14 bytes).
+    fn test_run(&self, frame: &[u8]) -> Result<Verdict> {
+        self.run(&TestRun::new(frame))
+    }
+
+    /// Runs the program as [`Stage::test_run`] does, with options.
+    ///
+    /// # Errors
+    /// [`Error::TestRun`].
+    fn run(&self, request: &TestRun<'_>) -> Result<Verdict> {
+        request.run(&self.core().instance.program)
+    }
+
+    /// A program instance that is attached nowhere and has no successor: for test runs by other means, and
+    /// for use in program arrays of the caller's own.
+    fn program_fd(&self) -> BorrowedFd<'_> {
+        self.core().instance.program.as_fd()
+    }
+}
+
+pub(crate) mod sealed {
+    /// Keeps [`super::Stage`] ours: a stage has to follow the chaining protocol of `bpf/include/stage.h`.
+    pub trait Sealed {
+        fn core(&self) -> &super::StageCore;
+    }
+}
+
+/// What is known of a network function before it is loaded.
+#[derive(Debug)]
+pub(crate) struct StageKind {
+    /// The name of its program, its sources, and by default its values.
+    pub(crate) name: &'static str,
+    /// Changes when pinned maps cannot be understood any more.
+    pub(crate) abi: u64,
+    pub(crate) load: fn(&Plan<'_>) -> Result<Loaded>,
+}
+
+/// One program with a slot of its own.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) program: Program,
+    pub(crate) slot: Map,
+}
+
+/// The tables of a value, shared by all its instances.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) kind: &'static StageKind,
+    pub(crate) maps: Vec<Map>,
+}
+
+impl Shared {
+    /// Another instance of the program, on the same tables.
+    pub(crate) fn instantiate(&self) -> Result<Instance> {
+        let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
+        Ok(split(loaded).0)
+    }
+}
+
+/// The inside of every stage value.
+#[derive(Debug)]
+pub struct StageCore {
+    pub(crate) shared: Arc<Shared>,
+    /// For test runs.
+    pub(crate) instance: Instance,
+}
+
+impl StageCore {
+    pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
+        pin::check_name(name)?;
+        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities })?);
+        Ok(Self { shared: Arc::new(Shared { name: name.to_owned(), kind, maps }), instance })
+    }
+
+    /// Takes over the tables that an earlier process pinned, with this build's program.
+    pub(crate) fn adopt(kind: &'static StageKind, directory: &Path, name: &str) -> Result<Self> {
+        pin::check_name(name)?;
+        let maps = pin::open_stage(directory, name, kind)?;
+        let place = |error| match error {
+            // The loader knows the map's name only.
+            Error::PinMismatch { path, what, found, expected } => {
+                let path = pin::map_path(directory, name, &path.to_string_lossy());
+                Error::PinMismatch { path, what, found, expected }
+            }
+            other => other,
+        };
+        let loaded = (kind.load)(&Plan { shared: &maps, capacities: &[] }).map_err(place)?;
+        let (instance, used) = split(loaded);
+        for map in &used {
+            if !maps.iter().any(|pinned| pinned.name() == map.name()) {
+                return Err(Error::PinMissing { path: pin::map_path(directory, name, map.name()) });
+            }
+        }
+        Ok(Self { shared: Arc::new(Shared { name: name.to_owned(), kind, maps: used }), instance })
+    }
+
+    pub(crate) fn map(&self, name: &str) -> &Map {
+        self.shared.maps.iter().find(|map| map.name() == name).expect("the skeleton has this map")
+    }
+
+    pub(crate) fn table<K: Pod, V: Pod>(&self, name: &str) -> TypedMap<'_, K, V> {
+        TypedMap::new(self.map(name))
+    }
+
+    /// Changes the one entry of a settings table. The data path sees the old or the new settings of each field.
+    pub(crate) fn change_settings<V: Pod>(&self, name: &str, change: impl FnOnce(&mut V)) -> Result<()> {
+        let table = self.table::<u32, V>(name);
+        let mut settings = table.get(&0)?.unwrap_or(V::zeroed());
+        change(&mut settings);
+        table.set(&0, &settings).map_err(|error| self.map(name).error("change the settings", error))
+    }
+
+    pub(crate) fn per_cpu<V: Pod>(&self, name: &str) -> PerCpu<'_, V> {
+        PerCpu::new(self.map(name))
+    }
+}
+
+fn split(loaded: Loaded) -> (Instance, Vec<Map>) {
+    let (mut slots, maps): (Vec<_>, Vec<_>) = loaded.maps.into_iter().partition(|map| map.name() == SLOT);
+    let slot = slots.pop().expect("every stage has a slot");
+    (Instance { program: loaded.program, slot }, maps)
+}

@@ -1,0 +1,73 @@
+//! The safe layer over libbpf and the kernel: the only place with `unsafe`.
+//!
+//! Nothing here knows what a firewall is; nothing outside knows a raw pointer.
+#![allow(unsafe_code, reason = "the rest of the crate denies it")]
+
+pub(crate) mod grace;
+pub(crate) mod link;
+pub(crate) mod map;
+pub(crate) mod net;
+pub(crate) mod object;
+pub(crate) mod pin;
+pub(crate) mod program;
+pub(crate) mod ring;
+#[allow(clippy::all, clippy::undocumented_unsafe_blocks, unreachable_pub, missing_docs, unused, reason = "generated")]
+pub(crate) mod skel;
+
+use std::{fs, io};
+
+/// Turns libbpf's convention, a negative errno, into a result.
+fn check(answer: i32) -> io::Result<i32> {
+    if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(answer) }
+}
+
+/// The errno inside a libbpf-rs error, as an `io::Error` of its own.
+fn io_error(error: &libbpf_rs::Error) -> io::Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(code) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return io::Error::from_raw_os_error(code);
+        }
+        source = cause.source();
+    }
+    io::Error::new(io::ErrorKind::Other, error.to_string())
+}
+
+/// Reads capabilities(7) of this process that BPF asks for; the names of those that are missing.
+///
+/// `CAP_SYS_ADMIN` stands in for `CAP_BPF` and `CAP_PERFMON`.
+pub(crate) fn missing_capabilities() -> Vec<&'static str> {
+    const NET_ADMIN: u32 = 12;
+    const SYS_ADMIN: u32 = 21;
+    const PERFMON: u32 = 38;
+    const BPF: u32 = 39;
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let has = |bit: u32| bits >> bit & 1 == 1;
+    let mut missing = Vec::new();
+    for (bit, name) in [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")] {
+        if !has(bit) && !has(SYS_ADMIN) {
+            missing.push(name);
+        }
+    }
+    if !has(NET_ADMIN) {
+        missing.push("CAP_NET_ADMIN");
+    }
+    missing
+}
+
+/// The running kernel's release, such as `6.1.0-40-amd64`.
+pub(crate) fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether the running kernel is older than `major.minor`. Unreadable counts as new enough.
+pub(crate) fn kernel_older_than(major: u32, minor: u32) -> bool {
+    let release = kernel_release();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(a), Some(b)) => (a, b) < (major, minor),
+        _ => false,
+    }
+}

@@ -1,0 +1,99 @@
+//! Pins: objects with a path in a BPF file system.
+
+use std::{
+    ffi::CString,
+    fmt, fs, io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    ptr,
+};
+
+use libbpf_rs::libbpf_sys as raw;
+
+use super::check;
+use crate::Error;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Map,
+    Program,
+    Link,
+    Other,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Map => "a map",
+            Self::Program => "a program",
+            Self::Link => "a link",
+            Self::Other => "something else",
+        })
+    }
+}
+
+impl Kind {
+    pub(crate) fn mismatch(self, path: &Path, expected: Self) -> Error {
+        Error::PinMismatch {
+            path: path.to_owned(),
+            what: "the pinned object".into(),
+            found: self.to_string(),
+            expected: expected.to_string(),
+        }
+    }
+}
+
+/// What is pinned at a path; `Ok(None)` when nothing is.
+pub(crate) fn kind_of(path: &Path) -> io::Result<Option<Kind>> {
+    match get(path) {
+        Ok(fd) => kind_of_fd(&fd).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The kernel names the file behind each descriptor; the `info` calls do not tell the kinds apart.
+fn kind_of_fd(fd: &OwnedFd) -> io::Result<Kind> {
+    let target = fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))?;
+    Ok(match target.as_os_str().as_bytes() {
+        b"anon_inode:bpf-map" => Kind::Map,
+        b"anon_inode:bpf-prog" => Kind::Program,
+        b"anon_inode:bpf_link" | b"anon_inode:bpf-link" => Kind::Link,
+        _ => Kind::Other,
+    })
+}
+
+/// A descriptor of the object pinned at a path.
+pub(crate) fn get(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a C string that lives through the call.
+    let fd = check(unsafe { raw::bpf_obj_get(path.as_ptr()) })?;
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pins an object. Fails when the path exists.
+pub(crate) fn put(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a C string that lives through the call; the descriptor is open.
+    check(unsafe { raw::bpf_obj_pin(fd.as_raw_fd(), path.as_ptr()) }).map(drop)
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Whether a directory lies in a BPF file system.
+pub(crate) fn is_bpf_fs(directory: &Path) -> io::Result<bool> {
+    let path = c_path(directory)?;
+    // SAFETY: all-zero is a valid value of this plain C struct, which the call overwrites.
+    let mut answer: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a C string and the answer a struct of the right type, both alive.
+    if unsafe { libc::statfs(path.as_ptr(), ptr::from_mut(&mut answer)) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(answer.f_type as i64 == libc::BPF_FS_MAGIC as i64)
+}

@@ -1,0 +1,11 @@
+//! The skeletons that libbpf-cargo made of `bpf/*.bpf.c`.
+
+/// `bpf/firewall.bpf.c`
+pub(crate) mod firewall {
+    include!(concat!(env!("OUT_DIR"), "/firewall.skel.rs"));
+}
+
+/// `bpf/monitor.bpf.c`
+pub(crate) mod monitor {
+    include!(concat!(env!("OUT_DIR"), "/monitor.skel.rs"));
+}

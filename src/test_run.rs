@@ -1,0 +1,69 @@
+//! Running a program on a frame without an interface (`BPF_PROG_TEST_RUN`).
+
+use std::time::Duration;
+
+use crate::{
+    Action, Interface, Result,
+    sys::program::{Program, RunRequest},
+};
+
+/// One test run: a frame and how to run it.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct TestRun<'a> {
+    request: RunRequest<'a>,
+}
+
+impl<'a> TestRun<'a> {
+    /// Runs once on `frame`, an Ethernet frame without FCS of at least 14 bytes.
+    pub fn new(frame: &'a [u8]) -> Self {
+        Self { request: RunRequest { frame, repeat: 1, ingress: None, linear: None, live: None } }
+    }
+
+    /// Runs `times` times; [`Verdict::duration`] is then the mean. What the program changes in the frame
+    /// stays changed from one repetition to the next.
+    pub fn repeat(mut self, times: u32) -> Self {
+        self.request.repeat = times;
+        self
+    }
+
+    /// The interface and receive queue that the program sees the frame come in by.
+    pub fn ingress(mut self, interface: &Interface, queue: u32) -> Self {
+        self.request.ingress = Some((interface.index(), queue));
+        self
+    }
+
+    /// Bytes of the frame in its first buffer, as drivers hand over jumbo frames; the rest follows in others.
+    pub fn linear(mut self, bytes: u32) -> Self {
+        self.request.linear = Some(bytes);
+        self
+    }
+
+    /// Sends the frames for real where the program says (`BPF_F_TEST_XDP_LIVE_FRAMES`, Linux 5.18), `batch`
+    /// at a time (at most 256): a traffic generator. The verdict then says nothing.
+    pub fn live_frames(mut self, batch: u32) -> Self {
+        self.request.live = Some(batch);
+        self
+    }
+
+    pub(crate) fn run(&self, program: &Program) -> Result<Verdict> {
+        let answer = program.run(&self.request)?;
+        Ok(Verdict {
+            action: Action::from_code(answer.code).unwrap_or(Action::Aborted),
+            frame: answer.frame,
+            duration: answer.duration,
+        })
+    }
+}
+
+/// What a program did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// What becomes of it.
+    pub action: Action,
+    /// The frame as the program left it.
+    pub frame: Vec<u8>,
+    /// Time for one run, as the kernel measured it. Means something only for many repetitions.
+    pub duration: Duration,
+}
