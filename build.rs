@@ -47,7 +47,9 @@ fn compile(stage: &str, skeleton: &Path) {
         .reference_obj(true)
         .build_and_generate(skeleton);
     if let Err(error) = built {
-        panic!("{source}: {error:?}\n(compiled with `{clang}`: clang 14 or newer is needed; XDPKIT_CLANG names another)");
+        panic!(
+            "{source}: {error:?}\n(compiled with `{clang}`: clang 14 or newer is needed; XDPKIT_CLANG names another)"
+        );
     }
 }
 

@@ -198,6 +198,18 @@ pub enum Error {
         /// What is allowed.
         expected: &'static str,
     },
+    /// A list file could not be read, or a line of it is wrong.
+    #[error("{}: {}{problem}", path.display(), place(*line, text))]
+    ListFile {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1; 0 when it is about the whole file.
+        line: usize,
+        /// The line's text.
+        text: String,
+        /// What is wrong, or what is expected.
+        problem: String,
+    },
     /// Events of this value are being read already: a ring buffer has one reader.
     #[error("the events of `{stage}` already have a reader")]
     EventsTaken {
@@ -214,4 +226,8 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+fn place(line: usize, text: &str) -> String {
+    if line == 0 { String::new() } else { format!("line {line}: `{text}`: ") }
 }

@@ -29,7 +29,12 @@ pub struct Events<T> {
 }
 
 impl<T> Events<T> {
-    pub(crate) fn open(stage: &str, map: &Map, taken: &Arc<AtomicBool>, decode: fn(&[u8]) -> Option<T>) -> Result<Self> {
+    pub(crate) fn open(
+        stage: &str,
+        map: &Map,
+        taken: &Arc<AtomicBool>,
+        decode: fn(&[u8]) -> Option<T>,
+    ) -> Result<Self> {
         if taken.swap(true, Ordering::AcqRel) {
             return Err(Error::EventsTaken { stage: stage.to_owned() });
         }

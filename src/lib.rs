@@ -20,7 +20,7 @@ mod test_run;
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use error::{Error, Result};
 pub use events::Events;
-pub use firewall::{Decision, Firewall, FirewallConfig, Rule};
+pub use firewall::{Decision, Firewall, FirewallConfig, Rule, parse_prefix, read_prefix_list};
 pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{

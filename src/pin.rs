@@ -194,7 +194,9 @@ fn pin_stage(directory: &Path, stage: &Shared) -> Result<()> {
                     path,
                     what: format!("the table of stage `{}`", stage.name),
                     found: format!("map {found} of another value"),
-                    expected: format!("map {expected} of this one (adopt the pinned stage instead of loading a new one)"),
+                    expected: format!(
+                        "map {expected} of this one (adopt the pinned stage instead of loading a new one)"
+                    ),
                 });
             }
         }

@@ -232,9 +232,8 @@ impl Pipeline {
             self.last = Some(last);
         }
         let state = sys::net::xdp_state(interface.index()).map_err(unreadable)?;
-        let swapped = self.pin_members(&pins).and_then(|()| {
-            link.replace(old.as_fd(), self.members[0].fd()).map_err(unreadable)
-        });
+        let swapped =
+            self.pin_members(&pins).and_then(|()| link.replace(old.as_fd(), self.members[0].fd()).map_err(unreadable));
         if let Err(error) = swapped {
             for member in &mut self.members {
                 if let Some(path) = member.pin.take() {
@@ -338,7 +337,8 @@ impl Pipeline {
         wanted.sort_unstable();
         have.sort_unstable();
         if wanted != have {
-            let what = format!("the order `{}` must name each of its stages once: {}", names.join(", "), have.join(", "));
+            let what =
+                format!("the order `{}` must name each of its stages once: {}", names.join(", "), have.join(", "));
             return Err(Error::Pipeline { what });
         }
         let _lock = self.begin_edit()?;
@@ -348,9 +348,10 @@ impl Pipeline {
         }
         let mut fresh = fresh_chain(&shared, self.last.as_ref())?;
         for at in 0..fresh.len() {
-            if let Err(error) = self.pin_member(&mut fresh[at]).and_then(|()| {
-                if at + 1 == fresh.len() { self.set_head(&fresh[0]) } else { Ok(()) }
-            }) {
+            if let Err(error) = self
+                .pin_member(&mut fresh[at])
+                .and_then(|()| if at + 1 == fresh.len() { self.set_head(&fresh[0]) } else { Ok(()) })
+            {
                 fresh.iter().for_each(unpin_quietly);
                 return Err(error);
             }
@@ -365,7 +366,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::IncompatibleProgram`] says what differs; the chain is then as before.
     pub fn set_last(&mut self, program: Option<BorrowedFd<'_>>) -> Result<()> {
-        let unreadable = |source| Error::Program { program: "last".into(), operation: "duplicate its descriptor", source };
+        let unreadable =
+            |source| Error::Program { program: "last".into(), operation: "duplicate its descriptor", source };
         let program = match program {
             Some(fd) => Some(Program::from_fd(fd.try_clone_to_owned().map_err(unreadable)?)?),
             None => None,
@@ -495,7 +497,8 @@ impl Pipeline {
     }
 
     fn wait_for_readers(&mut self) -> Result<()> {
-        let fail = |source: io::Error| Error::Map { map: "grace_outer".into(), operation: "wait for a grace period", source };
+        let fail =
+            |source: io::Error| Error::Map { map: "grace_outer".into(), operation: "wait for a grace period", source };
         if self.grace.is_none() {
             self.grace = Some(GracePeriod::new().map_err(fail)?);
         }
@@ -530,7 +533,10 @@ fn check_chain(names: &[&str], with_last: bool) -> Result<()> {
         return Err(Error::Pipeline { what });
     }
     if names.len() + usize::from(with_last) > PROGRAMS_MAX {
-        let what = format!("{} programs are too many: at most {PROGRAMS_MAX} fit a chain", names.len() + usize::from(with_last));
+        let what = format!(
+            "{} programs are too many: at most {PROGRAMS_MAX} fit a chain",
+            names.len() + usize::from(with_last)
+        );
         return Err(Error::Pipeline { what });
     }
     Ok(())

@@ -62,7 +62,10 @@ pub fn host() -> Vec<Finding> {
     }
     let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
     if jit.trim() == "0" {
-        find(Severity::Warning, "the BPF JIT is off, programs are interpreted: sysctl net.core.bpf_jit_enable=1".into());
+        find(
+            Severity::Warning,
+            "the BPF JIT is off, programs are interpreted: sysctl net.core.bpf_jit_enable=1".into(),
+        );
     }
     findings
 }
@@ -78,7 +81,10 @@ pub fn interface(interface: &Interface) -> Result<Vec<Finding>> {
         findings.add(Severity::Blocker, format!("XDP program {program} is attached already"));
     }
     if !findings.feature(Feature::Basic) {
-        findings.add(Severity::Blocker, "its driver has no native XDP: only generic mode works here, several times slower".into());
+        findings.add(
+            Severity::Blocker,
+            "its driver has no native XDP: only generic mode works here, several times slower".into(),
+        );
     }
     if findings.is_on(Offload::LargeReceive) {
         findings.add(Severity::Blocker, format!("LRO is on, which native XDP refuses: ethtool -K {interface} lro off"));

@@ -17,10 +17,7 @@ impl Count {
     /// What was added since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        Self {
-            packets: self.packets.saturating_sub(earlier.packets),
-            bytes: self.bytes.saturating_sub(earlier.bytes),
-        }
+        Self { packets: self.packets.saturating_sub(earlier.packets), bytes: self.bytes.saturating_sub(earlier.bytes) }
     }
 }
 
@@ -132,7 +129,8 @@ mod tests {
 
     #[test]
     fn since_subtracts_line_by_line_and_leaves_out_what_stood_still() {
-        let earlier = Stats { reasons: vec![line(Reason::Denied, Action::Drop, 5), line(Reason::Arp, Action::Pass, 2)] };
+        let earlier =
+            Stats { reasons: vec![line(Reason::Denied, Action::Drop, 5), line(Reason::Arp, Action::Pass, 2)] };
         let later = Stats {
             reasons: vec![
                 line(Reason::Allowed, Action::Pass, 1),

@@ -1,1 +1,48 @@
-//! Lab.
+//! Network namespaces, topologies and traffic: the laboratory in which xdpkit's tests, examples
+//! and benchmarks run against the real kernel.
+//!
+//! A [`Namespace`] is held by a file descriptor of this process and by nothing else, so a panic,
+//! Ctrl-C or `kill -9` leaves nothing behind: with the last descriptor go the interfaces, routes
+//! and attached programs inside. Interfaces are born in the namespaces where they belong, so any
+//! number of tests may use the same names at once.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use xdpkit_lab::{Namespace, traffic, veth};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (a, b) = (Namespace::new("a")?, Namespace::new("b")?);
+//! veth((&a, "eth0"), (&b, "eth0"))?;
+//! a.add_address("eth0", "10.0.0.1/24".parse()?)?;
+//! b.add_address("eth0", "10.0.0.2/24".parse()?)?;
+//! let report = traffic::ping(&a, "10.0.0.2".parse()?, 1, Duration::ZERO, Duration::from_secs(1))?;
+//! assert_eq!(report.received, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything here needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF); what is
+//! missing is an error, never a skipped test.
+
+pub mod bench;
+pub mod bpffs;
+mod device;
+mod error;
+pub mod frame;
+mod namespace;
+mod netlink;
+pub mod packet;
+mod sys;
+pub mod topology;
+pub mod traffic;
+
+pub use device::{XdpPass, veth, xdp_program};
+pub use error::{Error, Result};
+pub use namespace::Namespace;
+pub use packet::PacketSocket;
+
+/// Takes all capabilities from the calling thread, and only from it, to see what an unprivileged user sees.
+pub fn drop_capabilities() -> Result<()> {
+    use error::Context as _;
+    sys::drop_capabilities().context(|| "drop capabilities".into())
+}

@@ -40,7 +40,14 @@ pub(crate) struct Settings {
     pub(crate) unsupported: u32,
     pub(crate) neighbours: u32,
 }
-assert_same_layout!(Settings, crate::sys::skel::firewall::types::firewall_settings, default_action, not_ip, unsupported, neighbours);
+assert_same_layout!(
+    Settings,
+    crate::sys::skel::firewall::types::firewall_settings,
+    default_action,
+    not_ip,
+    unsupported,
+    neighbours
+);
 
 /// Host bits are cleared: `10.9.9.9/8` and `10.0.0.0/8` are the same key.
 impl From<Ipv4Net> for Key4 {

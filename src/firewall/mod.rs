@@ -1,8 +1,11 @@
 //! [`Firewall`]: allow and deny CIDRs by longest-prefix match.
 
+mod list;
+
 use std::{fmt, io, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
+pub use list::{parse_prefix, read_prefix_list};
 
 use crate::{
     Action, Error, Result, Stage,

@@ -154,8 +154,7 @@ impl PacketEvent {
             },
             _ => Network::Other,
         };
-        let (source, destination) =
-            (u16::from_be_bytes(raw.source_port), u16::from_be_bytes(raw.destination_port));
+        let (source, destination) = (u16::from_be_bytes(raw.source_port), u16::from_be_bytes(raw.destination_port));
         let transport = match (raw.transport, raw.protocol) {
             (0, _) => None,
             (_, 6) => Some(Transport::Tcp { source, destination, flags: raw.tcp_flags }),
@@ -226,7 +225,13 @@ impl fmt::Display for PacketEvent {
             }
             Network::Arp => write!(f, "{} > {} arp", Mac(self.source_mac), Mac(self.destination_mac))?,
             Network::Other => {
-                write!(f, "{} > {} ethertype {:#06x}", Mac(self.source_mac), Mac(self.destination_mac), self.ether_type)?;
+                write!(
+                    f,
+                    "{} > {} ethertype {:#06x}",
+                    Mac(self.source_mac),
+                    Mac(self.destination_mac),
+                    self.ether_type
+                )?;
             }
         }
         write!(f, ", {} bytes", self.bytes)?;

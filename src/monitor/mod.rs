@@ -90,8 +90,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Arp, Self::Ipv4, Self::Ipv6, Self::Tcp, Self::Udp, Self::Icmp, Self::Icmpv6];
+    pub const ALL: [Self; 7] = [Self::Arp, Self::Ipv4, Self::Ipv6, Self::Tcp, Self::Udp, Self::Icmp, Self::Icmpv6];
 
     /// Lower-case name: `arp`, `ipv4`, `ipv6`, `tcp`, `udp`, `icmp`, `icmpv6`.
     #[must_use]
@@ -280,7 +279,8 @@ impl PacketMonitor {
     /// # Errors
     /// [`Error::EventsTaken`] while another reader of this value lives.
     pub fn events(&self) -> Result<Events<PacketEvent>> {
-        let decode = |record: &[u8]| bytemuck::try_pod_read_unaligned::<Event>(record).ok().and_then(PacketEvent::decode);
+        let decode =
+            |record: &[u8]| bytemuck::try_pod_read_unaligned::<Event>(record).ok().and_then(PacketEvent::decode);
         Events::open(self.name(), self.core.map("events"), &self.events_taken, decode)
     }
 

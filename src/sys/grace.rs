@@ -20,10 +20,8 @@ pub(crate) struct GracePeriod {
 
 impl GracePeriod {
     pub(crate) fn new() -> io::Result<Self> {
-        let mut options = raw::bpf_map_create_opts {
-            sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t,
-            ..Default::default()
-        };
+        let mut options =
+            raw::bpf_map_create_opts { sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t, ..Default::default() };
         let create = |kind, name, options: &raw::bpf_map_create_opts| {
             MapHandle::create(kind, Some(name), 4, 4, 1, options).map_err(|error| io_error(&error))
         };

@@ -34,8 +34,7 @@ impl Link {
             ..Default::default()
         };
         // SAFETY: the descriptor is open and the options a live struct with its size in it.
-        let answer =
-            unsafe { raw::bpf_link_create(program.as_raw_fd(), target, raw::BPF_XDP, &raw const options) };
+        let answer = unsafe { raw::bpf_link_create(program.as_raw_fd(), target, raw::BPF_XDP, &raw const options) };
         let fd = check(answer)?;
         // SAFETY: the kernel just made this descriptor, and nobody else knows it.
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
@@ -73,8 +72,7 @@ impl Link {
             ..Default::default()
         };
         // SAFETY: all descriptors are open and the options a live struct with its size in it.
-        let answer =
-            unsafe { raw::bpf_link_update(self.fd.as_raw_fd(), new.as_raw_fd(), &raw const options) };
+        let answer = unsafe { raw::bpf_link_update(self.fd.as_raw_fd(), new.as_raw_fd(), &raw const options) };
         check(answer).map(drop)
     }
 

@@ -35,16 +35,11 @@ impl Map {
 
     /// A one-entry array of plain data that no program knows: for facts kept beside the pins.
     pub(crate) fn create_record(name: &str, value_size: usize) -> Result<Self> {
-        let options = raw::bpf_map_create_opts {
-            sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t,
-            ..Default::default()
-        };
+        let options =
+            raw::bpf_map_create_opts { sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t, ..Default::default() };
         let size = u32::try_from(value_size).expect("a record is small");
-        let handle = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options).map_err(|error| Error::Map {
-            map: name.to_owned(),
-            operation: "create it",
-            source: io_error(&error),
-        })?;
+        let handle = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options)
+            .map_err(|error| Error::Map { map: name.to_owned(), operation: "create it", source: io_error(&error) })?;
         Ok(Self::new(handle, name))
     }
 
@@ -63,15 +58,6 @@ impl Map {
     /// The kernel's id, which tells whether two handles are of one map.
     pub(crate) fn id(&self) -> Result<u32> {
         Ok(self.handle.info().map_err(|error| self.error("read its id", io_error(&error)))?.info.id)
-    }
-
-    /// The id of the program in slot 0 of a program array; `None` when it is empty.
-    pub(crate) fn slot_program(&self) -> Result<Option<u32>> {
-        debug_assert_eq!(self.handle.map_type(), MapType::ProgArray);
-        let (key, mut id) = (0_u32, 0_u32);
-        self.lookup_raw(bytemuck::bytes_of(&key), bytemuck::bytes_of_mut(&mut id))
-            .map(|found| found.then_some(id))
-            .map_err(|error| self.error("read the slot", error))
     }
 
     /// Fills slot 0 of a program array. The kernel refuses a program that does not fit the array's owner.
@@ -112,8 +98,7 @@ impl Map {
     fn update_raw(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
         self.assert_sizes(key.len(), value.len());
         // SAFETY: as in `lookup_raw`; the kernel only reads both buffers.
-        let answer =
-            unsafe { raw::bpf_map_update_elem(self.fd(), key.as_ptr().cast(), value.as_ptr().cast(), flags) };
+        let answer = unsafe { raw::bpf_map_update_elem(self.fd(), key.as_ptr().cast(), value.as_ptr().cast(), flags) };
         check(answer).map(drop)
     }
 
@@ -271,9 +256,8 @@ impl<'m, V: Pod> PerCpu<'m, V> {
         let mut buffer = vec![0_u64; words * cpus];
         // SAFETY: the kernel reads a 4-byte key and writes one rounded value per possible CPU, which is what
         // the buffer was made for.
-        let answer = unsafe {
-            raw::bpf_map_lookup_elem(self.map.fd(), (&raw const index).cast(), buffer.as_mut_ptr().cast())
-        };
+        let answer =
+            unsafe { raw::bpf_map_lookup_elem(self.map.fd(), (&raw const index).cast(), buffer.as_mut_ptr().cast()) };
         check(answer).map_err(fail)?;
         let value = |words: &[u64]| bytemuck::pod_read_unaligned(&bytemuck::cast_slice(words)[..size_of::<V>()]);
         Ok(buffer.chunks_exact(words).map(value).collect())

@@ -21,16 +21,12 @@ fn check(answer: i32) -> io::Result<i32> {
     if answer < 0 { Err(io::Error::from_raw_os_error(-answer)) } else { Ok(answer) }
 }
 
-/// The errno inside a libbpf-rs error, as an `io::Error` of its own.
+/// The errno inside a libbpf-rs error, as an `io::Error` of its own. That crate keeps the number to itself, but
+/// the standard library writes it into every message.
 fn io_error(error: &libbpf_rs::Error) -> io::Error {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        if let Some(code) = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-            return io::Error::from_raw_os_error(code);
-        }
-        source = cause.source();
-    }
-    io::Error::new(io::ErrorKind::Other, error.to_string())
+    let text = format!("{error:#}");
+    let number = text.rsplit_once("(os error ").and_then(|(_, rest)| rest.split_once(')')?.0.parse().ok());
+    number.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
 }
 
 /// Reads capabilities(7) of this process that BPF asks for; the names of those that are missing.

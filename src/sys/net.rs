@@ -100,18 +100,6 @@ pub(crate) fn offload_is_on(name: &str, offload: Offload) -> io::Result<bool> {
     Ok(offload.is_on(value.data))
 }
 
-pub(crate) fn mtu(name: &str) -> io::Result<u32> {
-    let socket = datagram_socket()?;
-    let mut request = request_for(name)?;
-    // SAFETY: the request names an interface; the call writes an integer into it.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU as _, ptr::from_mut(&mut request)) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: SIOCGIFMTU filled this member.
-    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
-    u32::try_from(mtu).map_err(io::Error::other)
-}
-
 fn datagram_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers are involved.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };

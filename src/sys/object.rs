@@ -3,8 +3,7 @@
 use std::{ffi::c_char, io, mem::MaybeUninit, os::fd::AsFd as _};
 
 use libbpf_rs::{
-    AsRawLibbpf as _, MapCore as _, MapHandle, OpenObject,
-    libbpf_sys as raw,
+    AsRawLibbpf as _, MapCore as _, MapHandle, OpenObject, libbpf_sys as raw,
     skel::{OpenSkel, Skel, SkelBuilder},
 };
 

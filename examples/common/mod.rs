@@ -1,0 +1,261 @@
+//! What all examples share: their flags, exit codes, output and life cycle.
+#![allow(dead_code, reason = "not every example uses everything")]
+
+pub(crate) mod lab;
+
+use std::{
+    error::Error,
+    fmt,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use lexopt::{Arg, ValueExt as _};
+use serde_json::{Value, json};
+use xdpkit::{AttachOptions, Attachment, Stage, Stats, XdpMode};
+use xdpkit_lab::Namespace;
+
+type Failure = Box<dyn Error>;
+
+/// Bad arguments: one line that names the flag, the value and what is expected; exit code 2.
+#[derive(Debug)]
+pub(crate) struct Usage(String);
+
+impl Usage {
+    pub(crate) fn new(flag: &str, value: impl fmt::Display, expected: impl fmt::Display) -> Self {
+        Self(format!("{flag}: `{value}`: expected {expected}"))
+    }
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Usage {}
+
+/// The flags of all examples.
+#[derive(Debug, Default)]
+pub(crate) struct Flags {
+    pub(crate) interfaces: Vec<String>,
+    pub(crate) mode: XdpMode,
+    pub(crate) json: bool,
+    pub(crate) duration: Option<Duration>,
+    pub(crate) stats_every: Option<Duration>,
+    pub(crate) lab: bool,
+}
+
+const FLAGS: &str = "\
+  --interface IF         attach here; may be repeated
+  --mode MODE            native (default), generic or auto
+  --lab                  play the tutorial in network namespaces, instead of --interface
+  --json                 one JSON object a line
+  --stats-every SECONDS  print counters from time to time
+  --duration SECONDS     stop after this time
+  --help
+";
+
+/// Parses the command line. `own` takes an example's own flags, each with a value: it answers false for one it
+/// does not know.
+pub(crate) fn parse(
+    about: &str,
+    mut own: impl FnMut(&str, &str) -> Result<bool, Usage>,
+    own_flags: &str,
+) -> Result<Flags, Failure> {
+    let mut flags = Flags::default();
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(arg) = parser.next().map_err(|error| Usage(error.to_string()))? {
+        let flag = match arg {
+            Arg::Long(name) => format!("--{name}"),
+            Arg::Short(name) => format!("-{name}"),
+            Arg::Value(value) => {
+                return Err(Usage(format!("`{}`: expected a flag; --help lists them", value.display())).into());
+            }
+        };
+        match flag.as_str() {
+            "--json" => flags.json = true,
+            "--lab" => flags.lab = true,
+            "--help" | "-h" => {
+                print!("{about}\n\n{own_flags}{FLAGS}");
+                std::process::exit(0);
+            }
+            _ => {
+                let known = format!("{own_flags}{FLAGS}");
+                if !known.lines().any(|line| line.split_whitespace().next() == Some(&flag)) {
+                    let known: Vec<_> = known.lines().filter_map(|line| line.split_whitespace().next()).collect();
+                    let known = known.into_iter().filter(|word| word.starts_with("--")).collect::<Vec<_>>().join(", ");
+                    return Err(Usage(format!("`{flag}`: expected one of {known}")).into());
+                }
+                let value = parser.value().map_err(|_| Usage(format!("{flag}: expected a value")))?;
+                let value = value.string().map_err(|error| Usage(format!("{flag}: {error}")))?;
+                match flag.as_str() {
+                    "--interface" => flags.interfaces.push(value),
+                    "--mode" => flags.mode = mode(&value)?,
+                    "--duration" => flags.duration = Some(seconds(&flag, &value)?),
+                    "--stats-every" => flags.stats_every = Some(seconds(&flag, &value)?),
+                    _ => {
+                        let taken = own(&flag, &value)?;
+                        assert!(taken, "{flag} is listed in the help");
+                    }
+                }
+            }
+        }
+    }
+    match (flags.interfaces.is_empty(), flags.lab) {
+        (true, false) => Err(Usage("--interface: expected the name of an interface, or --lab".into()).into()),
+        (false, true) => Err(Usage::new("--interface", &flags.interfaces[0], "not to stand beside --lab").into()),
+        _ => Ok(flags),
+    }
+}
+
+fn mode(value: &str) -> Result<XdpMode, Usage> {
+    match value {
+        "native" => Ok(XdpMode::Native),
+        "generic" => Ok(XdpMode::Generic),
+        "auto" => Ok(XdpMode::Auto),
+        _ => Err(Usage::new("--mode", value, "native, generic or auto")),
+    }
+}
+
+fn seconds(flag: &str, value: &str) -> Result<Duration, Usage> {
+    let parsed = value.parse().ok().filter(|seconds: &f64| *seconds > 0.0);
+    let duration = parsed.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.ok_or_else(|| Usage::new(flag, value, "seconds, more than 0"))
+}
+
+/// Turns an example's result into its exit code, with one line on stderr.
+pub(crate) fn exit(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Usage>() => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints either JSON or text, a line at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+}
+
+impl Output {
+    pub(crate) fn line(self, object: &Value, text: impl FnOnce() -> String) {
+        use std::io::Write as _;
+        let line = if self.json { object.to_string() } else { text() };
+        // A closed pipe (`| head`) is not a failure: the next signal or the end of time stops us.
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+/// An attached stage, from "ready" to "stopped".
+pub(crate) struct Session<'a> {
+    flags: &'a Flags,
+    stage: &'a dyn Stage,
+    attachments: Vec<Attachment>,
+    stop: Arc<AtomicBool>,
+    output: Output,
+}
+
+impl<'a> Session<'a> {
+    /// Attaches to every interface, and says so once all are attached. In the laboratory, that is `eth0` of `place`.
+    pub(crate) fn start(flags: &'a Flags, stage: &'a dyn Stage, place: Option<&Namespace>) -> Result<Self, Failure> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
+        let attach = |name: &String| stage.attach(&AttachOptions::new(name).mode(flags.mode));
+        let attachments: Vec<Attachment> = match place {
+            Some(namespace) => vec![namespace.run(|| attach(&"eth0".into()))?],
+            None => flags.interfaces.iter().map(attach).collect::<xdpkit::Result<_>>()?,
+        };
+        let output = Output { json: flags.json };
+        for attachment in &attachments {
+            let (interface, mode) = (attachment.interface().name(), attachment.mode().to_string());
+            output.line(&json!({"event": "ready", "interface": interface, "mode": mode}), || {
+                format!("attached to {interface} in {mode} mode")
+            });
+        }
+        Ok(Self { flags, stage, attachments, stop, output })
+    }
+
+    /// What ends [`Session::run`] when it is set.
+    pub(crate) fn stop(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Calls `tick` again and again until it is time to stop, then detaches. `extra` adds to the statistics.
+    pub(crate) fn run(
+        self,
+        mut tick: impl FnMut(Output) -> Result<(), Failure>,
+        extra: impl Fn() -> xdpkit::Result<Value>,
+    ) -> Result<(), Failure> {
+        let start = Instant::now();
+        let mut next_stats = self.flags.stats_every.map(|every| start + every);
+        while !self.stop.load(Ordering::Relaxed) && self.flags.duration.is_none_or(|length| start.elapsed() < length) {
+            tick(self.output)?;
+            if let (Some(at), Some(every)) = (next_stats, self.flags.stats_every)
+                && Instant::now() >= at
+            {
+                self.print_stats(&extra()?)?;
+                next_stats = Some(at + every);
+            }
+        }
+        for attachment in self.attachments {
+            attachment.detach()?;
+        }
+        tick(self.output)?;
+        print_stats(self.output, &self.stage.stats()?, &extra()?);
+        self.output.line(&json!({"event": "stopped"}), || "stopped".into());
+        Ok(())
+    }
+
+    fn print_stats(&self, extra: &Value) -> xdpkit::Result<()> {
+        print_stats(self.output, &self.stage.stats()?, extra);
+        Ok(())
+    }
+}
+
+fn print_stats(output: Output, stats: &Stats, extra: &Value) {
+    let mut reasons = serde_json::Map::new();
+    for line in &stats.reasons {
+        let before = reasons.get(line.reason.name()).and_then(Value::as_u64).unwrap_or(0);
+        reasons.insert(line.reason.name().into(), (before + line.count.packets).into());
+    }
+    let mut object = json!({
+        "event": "stats",
+        "packets": stats.total().packets,
+        "bytes": stats.total().bytes,
+        "passed": stats.passed().packets,
+        "dropped": stats.dropped().packets,
+        "reasons": reasons,
+    });
+    if let (Some(object), Some(extra)) = (object.as_object_mut(), extra.as_object()) {
+        object.extend(extra.clone());
+    }
+    output.line(&object, || {
+        let lines = stats.reasons.iter().map(|line| {
+            format!(
+                "    {:<24} {:<8} {:>10} packets {:>14} bytes",
+                line.reason, line.action, line.count.packets, line.count.bytes
+            )
+        });
+        let head = format!(
+            "{} packets: {} passed, {} dropped",
+            stats.total().packets,
+            stats.passed().packets,
+            stats.dropped().packets
+        );
+        std::iter::once(head).chain(lines).collect::<Vec<_>>().join("\n")
+    });
+}

@@ -1,0 +1,166 @@
+//! The main jobs, one scene each, with real traffic between network namespaces: `./x demo`.
+//!
+//! Needs root, and leaves nothing behind. `XDPKIT_PREFIXES` names a list of real prefixes, one a line, plain or
+//! gzipped; without one, a list is made up.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use common::lab::{Attempt, Guarded, Watched, attempts, pages};
+use xdpkit::{
+    AttachOptions, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Reason, Rule, Stage as _,
+    ipnet::IpNet, parse_prefix,
+};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    common::exit(play())
+}
+
+fn play() -> Outcome {
+    let start = Instant::now();
+    let scenes: [(&str, fn() -> Outcome); 2] =
+        [("PacketMonitor: watching a real connection", watch), ("Firewall: cutting one client off", guard)];
+    for (number, (title, scene)) in scenes.into_iter().enumerate() {
+        println!("\n== Scene {}. {title}\n", number + 1);
+        scene()?;
+    }
+    println!("\nAll as it should be, in {:.1} s. The namespaces are gone.", start.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// A client pings the server and fetches a page, under the monitor's eyes.
+fn watch() -> Outcome {
+    let lab = Watched::build()?;
+    let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1))?;
+    let mut events = monitor.events()?;
+    let attachment = lab.pair.server.run(|| monitor.attach(&AttachOptions::new("eth0")))?;
+    println!("A client and a server, each in a network namespace, joined by a veth pair.");
+    println!("The server's eth0 has an XDP program in {} mode, which reports what it sees:\n", attachment.mode());
+    let _pages = pages(&lab.pair)?;
+    let tried = attempts(&lab.pair.client, lab.pair.server_addr.both());
+    show("client", &tried);
+    println!();
+    let mut seen = 0;
+    while let Some(packet) = events.next_within(Duration::from_millis(100))? {
+        println!("    {packet}");
+        seen += 1;
+    }
+    let counts = monitor.protocols()?;
+    println!(
+        "\nCounted: {} ARP, {} IPv4, {} IPv6; of these {} TCP, {} ICMP, {} ICMPv6. {} events lost.",
+        counts.arp.packets,
+        counts.ipv4.packets,
+        counts.ipv6.packets,
+        counts.tcp.packets,
+        counts.icmp.packets,
+        counts.icmpv6.packets,
+        monitor.events_lost()?
+    );
+    check(tried.iter().all(|attempt| attempt.worked), "the client is answered")?;
+    check(seen > 10 && counts.tcp.packets > 8 && counts.icmp.packets == 1, "the monitor sees it all")
+}
+
+/// Two clients in a denied network; one is allowed by a longer prefix.
+fn guard() -> Outcome {
+    let lab = Guarded::build()?;
+    let firewall = Firewall::load(&FirewallConfig::default())?;
+    let (mut rules, origin) = table()?;
+    let start = Instant::now();
+    let count = rules.len();
+    firewall.insert_many(rules.iter().map(|(prefix, rule)| (*prefix, *rule)))?;
+    println!("{count} prefixes ({origin}), every other one denied, loaded in {:.1} s.", start.elapsed().as_secs_f32());
+    let own = lab.rules();
+    for (prefix, rule) in &own {
+        println!("    {:<6} {prefix}", rule.decision.to_string());
+        firewall.insert(*prefix, *rule)?;
+    }
+    rules.extend(own);
+
+    let before = lab.try_both()?;
+    println!("\nBefore, without the firewall:\n");
+    show(&lab.pair.client_addrs[0].v4.to_string(), &before[0]);
+    show(&lab.pair.client_addrs[1].v4.to_string(), &before[1]);
+    check(before.iter().flatten().all(|attempt| attempt.worked), "both clients are answered")?;
+
+    let monitor = PacketMonitor::load(&MonitorConfig::default())?;
+    let mut chain = Pipeline::new(&[&monitor, &firewall])?;
+    lab.pair.server.run(|| chain.attach(&AttachOptions::new("eth0")))?;
+    println!("\nWith the chain {}:\n", chain.stages().join(" -> "));
+    let after = lab.try_both()?;
+    show(&lab.pair.client_addrs[0].v4.to_string(), &after[0]);
+    show(&lab.pair.client_addrs[1].v4.to_string(), &after[1]);
+    let stats = firewall.stats()?;
+    println!("\nThe firewall's counters:\n");
+    for line in &stats.reasons {
+        println!(
+            "    {:<20} {:<5} {:>6} packets {:>8} bytes",
+            line.reason, line.action, line.count.packets, line.count.bytes
+        );
+    }
+    chain.detach()?;
+    check(after[0].iter().all(|attempt| attempt.worked), "the allowed client goes on")?;
+    check(after[1].iter().all(|attempt| !attempt.worked), "the denied client is cut off")?;
+    check(
+        stats.dropped().packets > 0 && stats.dropped() == stats.reason(Reason::Denied),
+        "what was dropped was denied",
+    )?;
+
+    // The rules can be asked, too: what does the firewall say of an address in the table?
+    if let Some(prefix) = rules.keys().nth(count / 2) {
+        let address = prefix.network();
+        if let Some((matched, rule)) = firewall.matching(address)? {
+            println!("\nAsked about {address}: {} by {matched}.", rule.decision);
+        }
+    }
+    Ok(())
+}
+
+fn show(who: &str, attempts: &[Attempt]) {
+    for attempt in attempts {
+        println!("    {who}: {:<32} {}", attempt.what, if attempt.worked { "answered" } else { "no answer" });
+    }
+}
+
+fn check(holds: bool, what: &str) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("this should hold, and does not: {what}").into()) }
+}
+
+/// Prefixes with alternating rules, and where they come from.
+fn table() -> Result<(BTreeMap<IpNet, Rule>, String), Box<dyn Error>> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/bgp-prefixes.txt.gz");
+    let named = std::env::var_os("XDPKIT_PREFIXES").map(PathBuf::from);
+    let Some(path) = named.or_else(|| beside.exists().then_some(beside)) else {
+        return Ok((alternate(made_up(100_000)), "made up: no list at hand".into()));
+    };
+    let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut text = String::new();
+    match bytes.starts_with(&[0x1f, 0x8b]) {
+        true => flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text)?,
+        false => (&bytes[..]).read_to_string(&mut text)?,
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((alternate(text.lines().filter_map(parse_prefix)), name))
+}
+
+fn alternate(prefixes: impl IntoIterator<Item = IpNet>) -> BTreeMap<IpNet, Rule> {
+    prefixes.into_iter().zip([Rule::deny(), Rule::allow()].into_iter().cycle()).collect()
+}
+
+/// Prefixes of the lengths that are common on the Internet, outside of the laboratory's networks.
+fn made_up(count: u32) -> impl Iterator<Item = IpNet> {
+    (0..count).map(|n| {
+        let scattered = n.wrapping_mul(0x9e37_79b9);
+        let address = std::net::Ipv4Addr::from(scattered & 0x7fff_ffff | 0x8000_0000);
+        IpNet::new(address.into(), 16 + (n % 9) as u8).expect("at most 24 bits").trunc()
+    })
+}

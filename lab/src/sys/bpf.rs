@@ -1,0 +1,129 @@
+//! The few bpf(2) commands that the laboratory itself needs, without libbpf.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use super::{check, check_fd};
+
+const MAP_CREATE: libc::c_int = 0;
+const PROG_LOAD: libc::c_int = 5;
+const OBJ_PIN: libc::c_int = 6;
+const LINK_CREATE: libc::c_int = 28;
+
+const MAP_TYPE_ARRAY: u32 = 2;
+const PROG_TYPE_XDP: u32 = 6;
+const ATTACH_TYPE_XDP: u32 = 37;
+const F_XDP_HAS_FRAGS: u32 = 1 << 5;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+pub(crate) const XDP_PASS: i32 = 2;
+#[cfg(test)]
+pub(crate) const XDP_TX: i32 = 3;
+
+/// One eBPF instruction (`struct bpf_insn`).
+#[repr(C)]
+struct Insn {
+    code: u8,
+    regs: u8,
+    off: i16,
+    imm: i32,
+}
+
+/// The head of `union bpf_attr` for `BPF_PROG_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// The same for `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// The same for `BPF_MAP_CREATE`.
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+/// The same for `BPF_OBJ_PIN`.
+#[repr(C)]
+struct ObjPin {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// # Safety
+/// `attr` must be laid out as the head of `union bpf_attr` for `cmd`, and the addresses in it must
+/// be valid for what `cmd` does with them.
+unsafe fn bpf<T>(cmd: libc::c_int, attr: &T) -> libc::c_long {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes; the rest is the caller's promise.
+    unsafe { libc::syscall(libc::SYS_bpf, cmd, attr as *const T, size_of::<T>()) }
+}
+
+/// Loads the program `return action`, which accepts multi-buffer frames if `frags`.
+pub(crate) fn load_xdp_return(action: i32, frags: bool) -> io::Result<OwnedFd> {
+    let insns = [
+        Insn { code: 0xb7, regs: 0, off: 0, imm: action }, // r0 = action
+        Insn { code: 0x95, regs: 0, off: 0, imm: 0 },      // exit
+    ];
+    let attr = ProgLoad {
+        prog_type: PROG_TYPE_XDP,
+        insn_cnt: insns.len() as u32,
+        insns: insns.as_ptr() as u64,
+        license: c"Dual BSD/GPL".as_ptr() as u64,
+        prog_flags: if frags { F_XDP_HAS_FRAGS } else { 0 },
+        prog_name: *b"lab_xdp_return\0\0",
+        expected_attach_type: ATTACH_TYPE_XDP,
+        ..ProgLoad::default()
+    };
+    // SAFETY: ProgLoad mirrors the attribute; the instructions and the licence outlive the call.
+    check_fd(unsafe { bpf(PROG_LOAD, &attr) })
+}
+
+/// Attaches a program to the driver's XDP hook; `ifindex` counts in the calling thread's namespace.
+pub(crate) fn attach_xdp_native(prog: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        prog_fd: prog.as_raw_fd() as u32,
+        target_ifindex: ifindex,
+        attach_type: ATTACH_TYPE_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    // SAFETY: LinkCreate mirrors the attribute and holds no addresses.
+    check_fd(unsafe { bpf(LINK_CREATE, &attr) })
+}
+
+/// Creates an array map of one value of this many bytes: something to pin.
+pub(crate) fn create_array_of_one(value_size: u32) -> io::Result<OwnedFd> {
+    let attr = MapCreate { map_type: MAP_TYPE_ARRAY, key_size: 4, value_size, max_entries: 1, map_flags: 0 };
+    // SAFETY: MapCreate mirrors the attribute and holds no addresses.
+    check_fd(unsafe { bpf(MAP_CREATE, &attr) })
+}
+
+/// Pins an object at `path`, which must lie in a bpffs.
+pub(crate) fn pin(path: &CStr, object: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = ObjPin { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    // SAFETY: ObjPin mirrors the attribute; the path outlives the call.
+    check(unsafe { bpf(OBJ_PIN, &attr) } as libc::c_int).map(drop)
+}

@@ -1,0 +1,67 @@
+//! The system calls that std has no name for: the only place with `unsafe`.
+
+pub(crate) mod bpf;
+pub(crate) mod mount;
+pub(crate) mod socket;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Turns the C convention (-1 and errno) into a result.
+pub(crate) fn check(ret: libc::c_int) -> io::Result<libc::c_int> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+/// The same for calls that return a length.
+pub(crate) fn check_len(ret: isize) -> io::Result<usize> {
+    usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+/// The same for raw system calls that return a new descriptor.
+pub(crate) fn check_fd(ret: libc::c_long) -> io::Result<OwnedFd> {
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(ret as i32) })
+}
+
+/// Puts the calling thread, and only it, into a fresh network namespace.
+pub(crate) fn unshare_net() -> io::Result<()> {
+    // SAFETY: takes a plain integer; CLONE_NEWNET concerns the calling thread only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Puts the calling thread, and only it, into the namespace behind `ns`.
+pub(crate) fn setns_net(ns: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: `ns` is open for the duration of the call.
+    check(unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Lets the child of `command` start inside the namespace behind `ns`, which it keeps open.
+pub(crate) fn setns_before_exec(command: &mut Command, ns: impl AsRawFd + Send + Sync + 'static) {
+    let enter = move || {
+        // SAFETY: the closure owns `ns`, so the descriptor is open.
+        check(unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns is a bare
+    // system call and reading errno does not allocate.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// Whether a process of that id exists (a zombie still does).
+pub(crate) fn process_exists(pid: i32) -> bool {
+    // SAFETY: signal 0 delivers nothing; it only asks.
+    unsafe { libc::kill(pid, 0) == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) }
+}
+
+/// Takes all capabilities from the calling thread, and only from it.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let sets = [0_u32; 6];
+    // SAFETY: both arrays are laid out as capset(2) wants them in this version, and live through the call.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } as libc::c_int).map(drop)
+}

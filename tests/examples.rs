@@ -1,0 +1,198 @@
+//! The examples as programs: their flags, exit codes and JSON, on real interfaces.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use xdpkit_lab::{
+    topology::Pair,
+    traffic::{ping, udp_echo},
+};
+
+/// Cargo builds the examples beside the tests.
+fn example(name: &str) -> PathBuf {
+    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.exists(), "{}: build the examples first (cargo test does)", path.display());
+    path
+}
+
+fn run(name: &str, arguments: &[&str]) -> Output {
+    Command::new(example(name)).args(arguments).output().unwrap()
+}
+
+/// Exit code and the one line on stderr.
+fn refusal(name: &str, arguments: &[&str]) -> (i32, String) {
+    let output = run(name, arguments);
+    assert!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("libbpf:")).collect();
+    assert_eq!(lines.len(), 1, "{arguments:?}: one line: {text}");
+    (output.status.code().unwrap(), lines[0].to_owned())
+}
+
+fn objects(output: &[u8]) -> Vec<Value> {
+    output.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
+    let list = std::env::temp_dir().join(format!("xdpkit-examples-{}", std::process::id()));
+    std::fs::write(&list, "10.0.0.0/8\n\n10.0.0.0/99 # ten\n").unwrap();
+    let file = list.to_str().unwrap();
+    let rows: &[(&str, &[&str], &str)] = &[
+        ("firewall", &[], "--interface: expected the name of an interface, or --lab"),
+        ("firewall", &["--interface"], "--interface: expected a value"),
+        ("firewall", &["--lab", "--interface", "eth0"], "--interface: `eth0`: expected not to stand beside --lab"),
+        ("firewall", &["--mode", "driver"], "--mode: `driver`: expected native, generic or auto"),
+        ("firewall", &["--duration", "-1"], "--duration: `-1`: expected seconds, more than 0"),
+        ("firewall", &["--stats-every", "soon"], "--stats-every: `soon`: expected seconds, more than 0"),
+        ("firewall", &["eth0"], "`eth0`: expected a flag; --help lists them"),
+        (
+            "firewall",
+            &["--forbid", "x"],
+            "`--forbid`: expected one of --deny, --allow, --deny-file, --allow-file, --default, --interface, --mode, \
+             --lab, --json, --stats-every, --duration, --help",
+        ),
+        (
+            "firewall",
+            &["--deny", "10.0.0.0/33"],
+            "--deny: `10.0.0.0/33`: expected an address or CIDR such as 192.0.2.0/24",
+        ),
+        ("firewall", &["--default", "reject"], "--default: `reject`: expected pass or drop"),
+        (
+            "firewall",
+            &["--deny", "10.9.9.9/8", "--allow", "10.0.0.0/8"],
+            "--allow: `10.0.0.0/8`: expected one rule a prefix, but it is also to deny",
+        ),
+        (
+            "firewall",
+            &["--deny-file", file],
+            &format!(
+                "--deny-file: `{file}`: expected a list of CIDRs: {file}: line 3: `10.0.0.0/99 # ten`: expected an address or CIDR"
+            ),
+        ),
+        (
+            "firewall",
+            &["--allow-file", "/nope"],
+            "--allow-file: `/nope`: expected a list of CIDRs: /nope: cannot read it: No such file or directory (os error 2)",
+        ),
+        (
+            "fundamentals",
+            &["--action", "tcp=reject"],
+            "--action: `tcp=reject`: expected PROTO=ACTION with PROTO arp, ipv4, ipv6, tcp, udp, icmp or icmpv6 and \
+             ACTION pass, drop, abort or tx",
+        ),
+        (
+            "fundamentals",
+            &["--deny", "::/0"],
+            "`--deny`: expected one of --action, --interface, --mode, --lab, --json, --stats-every, --duration, --help",
+        ),
+    ];
+    for (name, arguments, text) in rows {
+        assert_eq!(refusal(name, arguments), (2, (*text).to_owned()));
+    }
+    std::fs::remove_file(&list).unwrap();
+}
+
+#[test]
+fn run_time_failures_exit_with_1_and_name_the_interface() {
+    let (code, text) = refusal("firewall", &["--interface", "nope0"]);
+    assert_eq!((code, text.as_str()), (1, "error: no interface `nope0` in this network namespace"));
+    let pair = Pair::new().unwrap();
+    let mut busy = pair.client.command(example("fundamentals"));
+    let output = busy.args(["--interface", "eth0"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("interface `eth0` already runs XDP program"), "{text}");
+    let mut refused = pair.client.command(example("fundamentals"));
+    let output = refused.args(["--interface", "lo", "--mode", "native"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("interface `lo` refuses XDP in native mode"), "{text}");
+}
+
+#[test]
+fn help_lists_every_flag() {
+    for (name, flag) in [("firewall", "--deny-file FILE"), ("fundamentals", "--action PROTO=ACTION")] {
+        let output = run(name, &["--help"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text.contains(flag) && text.contains("--stats-every SECONDS"), "{text}");
+    }
+}
+
+#[test]
+fn json_tells_ready_packets_stats_and_stopped() {
+    let pair = Pair::new().unwrap();
+    let mut command = pair.server.command(example("fundamentals"));
+    command.args(["--interface", "eth0", "--json", "--action", "udp=tx", "--action", "icmpv6=pass"]);
+    command.args(["--stats-every", "0.2"]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(ready, serde_json::json!({"event": "ready", "interface": "eth0", "mode": "native"}));
+
+    // UDP comes back from the program itself: nobody listens on the server. The client's own port answers.
+    for address in pair.server_addr.both() {
+        let echo = udp_echo(&pair.client, (address, 7).into(), b"there and back", Duration::from_secs(2)).unwrap();
+        assert_eq!(echo, b"there and back");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let rest: Vec<Value> = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    let of = |event: &str| rest.iter().filter(|object| object["event"] == event).collect::<Vec<_>>();
+    assert_eq!(rest.last().unwrap(), &serde_json::json!({"event": "stopped"}));
+    let reflected: Vec<_> = of("packet").into_iter().filter(|packet| packet["transport"] == "udp").collect();
+    assert_eq!(reflected.len(), 2, "{reflected:?}");
+    for packet in reflected {
+        assert_eq!((&packet["action"], &packet["destination_port"]), (&"tx".into(), &7.into()));
+    }
+    assert!(of("stats").len() >= 2, "from time to time, and at the end");
+    let last = of("stats").pop().unwrap();
+    assert_eq!(last["protocols"]["udp"], 2);
+    assert_eq!(last["reasons"]["protocol_action"].as_u64().unwrap(), 2 + last["protocols"]["icmpv6"].as_u64().unwrap());
+    let sum: u64 = last["reasons"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(last["packets"].as_u64().unwrap(), sum, "every packet has one reason");
+    assert_eq!(of("packet").len() as u64, sum, "and one event");
+    // It is detached: the stack has the packets again.
+    assert_eq!(
+        ping(&pair.client, pair.server_addr.v4.into(), 1, Duration::ZERO, Duration::from_secs(2)).unwrap().received,
+        1
+    );
+}
+
+#[test]
+fn a_duration_ends_the_run() {
+    let pair = Pair::new().unwrap();
+    let mut command = pair.server.command(example("firewall"));
+    let output =
+        command.args(["--interface", "eth0", "--json", "--duration", "0.3", "--deny", "10.0.0.2"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let events: Vec<_> = objects(&output.stdout).iter().map(|object| object["event"].clone()).collect();
+    assert_eq!(events, ["ready", "stats", "stopped"]);
+}
+
+#[test]
+fn the_laboratories_play_their_tutorials() {
+    let output = run("firewall", &["--lab", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let objects = objects(&output.stdout);
+    let worked = |client: &str| {
+        let of_client = objects.iter().filter(|object| object["event"] == "lab" && object["client"] == client);
+        of_client.map(|object| object["worked"].as_bool().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(worked("10.0.0.2"), [true; 4]);
+    assert_eq!(worked("10.0.0.3"), [false; 4]);
+    let output = run("fundamentals", &["--lab", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(self::objects(&output.stdout).iter().any(|object| object["transport"] == "tcp"));
+}

@@ -1,0 +1,238 @@
+//! The parser against an independent reader: generated and mutated frames, read by the program in the kernel and
+//! by `etherparse`, have the same classification; where the two disagree by design, the policy has a name.
+
+mod common;
+mod parser_oracle {
+    pub(crate) mod difference;
+    pub(crate) mod generate;
+    pub(crate) mod oracle;
+}
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use fastrand::Rng;
+use parser_oracle::{
+    difference::{Difference, explain, whole},
+    generate,
+    oracle::{self, Oracle, Reading},
+};
+use xdpkit::{
+    Action, Count, Error, Events, Fragment, MonitorConfig, Network, PacketEvent, PacketMonitor, ProtocolCounts, Reason,
+    Stage as _, TestRun,
+};
+
+/// Frame number n is made of this seed and n, alone.
+const SEED: u64 = 0x0c0f_fee0_0000_0000;
+
+/// No more than what test runs let into the first buffer: a page without headroom and the kernel's own data.
+const FIRST_BUFFER: usize = 3_000;
+
+/// A linear part from which on `bpf/include/parse.h` reckons with more buffers behind a whole IP packet.
+const LINEAR_OF_JUMBO: usize = 1600;
+
+/// Frames to send through the parser; the full number is one of the acceptance criteria.
+fn frames() -> u64 {
+    common::times(100_000, 1_000_000, 5_000) as u64
+}
+
+#[test]
+fn frames_are_read_as_by_etherparse() {
+    let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1)).unwrap();
+    let mut events = monitor.events().unwrap();
+    let mut tally = Tally::default();
+    let mut differences = BTreeMap::new();
+    let frames = frames();
+    for number in 0..frames {
+        let frame = generate::small(&mut Rng::with_seed(SEED ^ number));
+        let oracle = oracle::read(&frame);
+        check(&monitor, &mut events, &frame, &TestRun::new(&frame), &oracle.reading, number);
+        tally.count(&oracle, frame.len());
+
+        let theirs = whole(&frame);
+        match explain(&oracle.reading, &oracle.policies, &theirs) {
+            Ok(None) => {}
+            Ok(Some(difference)) => *differences.entry(difference).or_insert(0_u64) += 1,
+            Err(()) => panic!(
+                "{}\netherparse says: {theirs:#?}\nno policy of {:?} explains it\nours: {:#?}",
+                describe(&frame, number),
+                oracle.policies,
+                oracle.reading
+            ),
+        }
+    }
+    tally.check(&monitor);
+    tally.is_varied(frames);
+    println!("{frames} frames; differences from etherparse's own verdict:");
+    for (difference, count) in &differences {
+        println!("{count:>8}  {difference:?}");
+    }
+    if frames >= 100_000 {
+        let unseen: Vec<_> = Difference::ALL.iter().filter(|known| !differences.contains_key(known)).collect();
+        assert!(unseen.is_empty(), "no frame shows {unseen:?}");
+    }
+}
+
+#[test]
+fn frames_in_several_buffers_are_read_as_in_one() {
+    let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1)).unwrap();
+    let mut events = monitor.events().unwrap();
+    let mut tally = Tally::default();
+    let (mut split, frames) = (0, frames() / 10);
+    let can_split = can_split();
+    for number in 0..frames {
+        let mut random = Rng::with_seed(SEED ^ number << 32);
+        let frame = generate::jumbo(&mut random);
+        let oracle = oracle::read(&frame);
+        if oracle.headers_end > FIRST_BUFFER {
+            continue;
+        }
+        let run = match linear(&mut random, &frame, &oracle) {
+            Some(linear) if can_split => {
+                split += 1;
+                TestRun::new(&frame).linear(linear)
+            }
+            _ => TestRun::new(&frame), // in several buffers if it is longer than the first may be
+        };
+        check(&monitor, &mut events, &frame, &run, &oracle.reading, number);
+        tally.count(&oracle, frame.len());
+    }
+    tally.check(&monitor);
+    if can_split {
+        assert!(split > frames / 2, "{split} frames of {frames} were in several buffers");
+    }
+}
+
+/// How much of the frame to put in the first buffer: what the parser needs, or little more.
+fn linear(random: &mut Rng, frame: &[u8], oracle: &Oracle<'_>) -> Option<u32> {
+    let more = match random.u8(..4) {
+        0 => 0,
+        1 => 1,
+        2 => random.usize(..64),
+        _ => random.usize(..2000),
+    };
+    let linear = oracle.headers_end + more;
+    // What lies behind a short linear part is never just a trailer: no driver cuts a frame there.
+    let trailer_only = oracle.network_end.is_some_and(|end| end <= linear) && linear < LINEAR_OF_JUMBO;
+    (linear < frame.len() && !trailer_only).then_some(linear as u32)
+}
+
+/// Linux 6.18 is the first whose test runs take the size of the linear part.
+fn can_split() -> bool {
+    let monitor = PacketMonitor::load(&MonitorConfig::default()).unwrap();
+    match monitor.run(&TestRun::new(&[0; 64]).linear(32)) {
+        Ok(_) => true,
+        Err(Error::TestRun { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            println!("this kernel's test runs cannot split a frame: only long ones have several buffers");
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Runs the program and compares what it reports.
+fn check(
+    monitor: &PacketMonitor,
+    events: &mut Events<PacketEvent>,
+    frame: &[u8],
+    run: &TestRun<'_>,
+    expected: &Reading,
+    number: u64,
+) {
+    let verdict = monitor.run(run).unwrap_or_else(|error| panic!("{error}\n{}", describe(frame, number)));
+    let event = events.try_next().unwrap().expect("every packet is sampled");
+    assert!(
+        Reading::from(&event) == *expected,
+        "{}\nthe parser says: {:#?}\nthe oracle says: {expected:#?}\n{run:?}",
+        describe(frame, number),
+        Reading::from(&event),
+    );
+    let bytes = event.bytes as usize;
+    assert!(bytes == frame.len(), "{bytes} bytes were counted of {}\n{run:?}", describe(frame, number));
+    assert_eq!((verdict.action, event.action), (Action::Pass, Action::Pass));
+    assert!(verdict.frame == frame, "the monitor changed {}", describe(frame, number));
+}
+
+fn describe(frame: &[u8], number: u64) -> String {
+    let mut text = format!("frame {number} of seed {SEED:#x}, {} bytes: ", frame.len());
+    for byte in frame {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text
+}
+
+/// What the counters must say in the end.
+#[derive(Default)]
+struct Tally {
+    reasons: BTreeMap<Reason, Count>,
+    protocols: ProtocolCounts,
+    /// Well-formed packets by their place in a datagram: whole ones, first fragments, later ones.
+    fragments: [u64; 3],
+    /// Well-formed packets by tags.
+    vlans: [u64; 3],
+}
+
+impl Tally {
+    fn count(&mut self, oracle: &Oracle<'_>, bytes: usize) {
+        let one = Count { packets: 1, bytes: bytes as u64 };
+        let reading = &oracle.reading;
+        *self.reasons.entry(reading.reason).or_default() += one;
+        if reading.reason != Reason::None {
+            return;
+        }
+        self.vlans[reading.vlans.len()] += 1;
+        let counts = &mut self.protocols;
+        let (network, transport) = match reading.network {
+            Network::Arp => (&mut counts.arp, None),
+            Network::Ip { source, protocol, fragment, .. } => {
+                let (v4, v6) = (source.is_ipv4(), source.is_ipv6());
+                self.fragments[match fragment {
+                    Fragment::No => 0,
+                    Fragment::First => 1,
+                    Fragment::Later => 2,
+                }] += 1;
+                let transport = match protocol {
+                    6 => &mut counts.tcp,
+                    17 => &mut counts.udp,
+                    1 if v4 => &mut counts.icmp,
+                    58 if v6 => &mut counts.icmpv6,
+                    _ => &mut counts.other_transport,
+                };
+                (if v4 { &mut counts.ipv4 } else { &mut counts.ipv6 }, Some(transport))
+            }
+            _ => (&mut counts.other, None),
+        };
+        *network += one;
+        if let Some(transport) = transport {
+            *transport += one;
+        }
+    }
+
+    fn check(&self, monitor: &PacketMonitor) {
+        let stats = monitor.stats().unwrap();
+        assert!(stats.reasons.iter().all(|line| line.action == Action::Pass));
+        let counted: BTreeMap<_, _> = stats.reasons.iter().map(|line| (line.reason, line.count)).collect();
+        assert_eq!(counted, self.reasons);
+        assert_eq!(monitor.protocols().unwrap(), self.protocols);
+        assert_eq!(monitor.events_lost().unwrap(), 0);
+    }
+
+    /// Holds the generator to its task: everything that the parser can say was said often.
+    fn is_varied(&self, frames: u64) {
+        let often = frames / 1_000;
+        let parsers = Reason::ALL.iter().filter(|reason| {
+            // A test run takes no shorter frame.
+            **reason != Reason::EthernetTruncated
+                && (**reason == Reason::None || reason.is_malformed() || reason.is_unsupported())
+        });
+        for reason in parsers {
+            let packets = self.reasons.get(reason).map_or(0, |count| count.packets);
+            println!("{packets:>8}  {reason}");
+            assert!(packets >= often, "{packets} of {frames} frames were {reason}");
+        }
+        let ProtocolCounts { other, arp, ipv4, ipv6, tcp, udp, icmp, icmpv6, other_transport, .. } = self.protocols;
+        let protocols = [other, arp, ipv4, ipv6, tcp, udp, icmp, icmpv6, other_transport];
+        assert!(protocols.iter().all(|count| count.packets >= often), "{:?}", self.protocols);
+        assert!(self.fragments.iter().all(|packets| *packets >= often), "{:?}", self.fragments);
+        assert!(self.vlans.iter().all(|packets| *packets >= often), "{:?}", self.vlans);
+    }
+}

@@ -1,0 +1,305 @@
+//! Pins: what survives the process, what is adopted, and what is refused.
+
+mod common;
+
+use std::{env, fs, path::Path, process::Child, time::Duration};
+
+use common::traffic::{DENIED, Lockstep};
+use xdpkit::{
+    Action, AttachOptions, Decision, Error, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Position,
+    Protocol, Reason, Rule, Stage as _, remove_pins,
+};
+use xdpkit_lab::{
+    bpffs::{BpfFs, pin_array},
+    topology::Pair,
+    traffic::{TcpEcho, tcp_echo},
+};
+
+const DIRECTORY: &str = "XDPKIT_TEST_PIN_DIRECTORY";
+
+fn deny(firewall: &Firewall) {
+    for source in DENIED {
+        firewall.insert(source.parse::<std::net::IpAddr>().unwrap().into(), Rule::deny()).unwrap();
+    }
+}
+
+fn firewall() -> Firewall {
+    let firewall = Firewall::load(&FirewallConfig::default()).unwrap();
+    deny(&firewall);
+    firewall
+}
+
+fn monitor(name: &str) -> PacketMonitor {
+    PacketMonitor::load(&MonitorConfig::default().name(name)).unwrap()
+}
+
+fn options(directory: &Path) -> AttachOptions {
+    AttachOptions::new("eth0").pin(directory)
+}
+
+/// Runs the test of this name again, in a process of its own in the server's namespace, where
+/// `child_directory` answers.
+fn start_child(pair: &Pair, test: &str, directory: &Path) -> Child {
+    let mut command = pair.server.command(env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(DIRECTORY, directory);
+    command.spawn().unwrap()
+}
+
+/// The pin directory, in a process that `start_child` made.
+fn child_directory() -> Option<std::path::PathBuf> {
+    env::var_os(DIRECTORY).map(Into::into)
+}
+
+/// Tells the parent by a file that all is set up, and waits to be killed.
+fn wait_to_be_killed(directory: &Path) -> ! {
+    fs::create_dir(directory.join("ready")).unwrap();
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+fn wait_until_ready(directory: &Path, child: &mut Child) {
+    for _ in 0..6000 {
+        if directory.join("ready").exists() {
+            fs::remove_dir(directory.join("ready")).unwrap();
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the child ended early");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the child is not ready after a minute");
+}
+
+#[test]
+fn kill_9_leaves_the_chain_enforcing_and_a_second_process_adopts_it() {
+    if let Some(directory) = child_directory() {
+        let (monitor, firewall) = (monitor("monitor"), firewall());
+        let mut chain = Pipeline::new(&[&monitor, &firewall]).unwrap();
+        chain.attach(&options(&directory)).unwrap();
+        wait_to_be_killed(&directory);
+    }
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let mut sent = common::traffic::Sent::default();
+    let directory = bpffs.path().join("app");
+    fs::create_dir(&directory).unwrap();
+    let mut child = start_child(&pair, "kill_9_leaves_the_chain_enforcing_and_a_second_process_adopts_it", &directory);
+    wait_until_ready(&directory, &mut child);
+
+    // From before the kill until after the upgrade: the lockstep panics if one packet slips by or is lost.
+    let traffic = Lockstep::start(&pair);
+    std::thread::sleep(Duration::from_millis(200));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+
+    for round in 0..common::times(5, 50, 2) {
+        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
+        let monitor = PacketMonitor::adopt(&directory, "monitor").unwrap();
+        // The order of the chain may change with the upgrade.
+        let mut chain = match round % 2 {
+            0 => Pipeline::new(&[&firewall, &monitor]).unwrap(),
+            _ => Pipeline::new(&[&monitor, &firewall]).unwrap(),
+        };
+        pair.server.run(|| chain.attach(&options(&directory))).unwrap();
+        assert!(chain.adopted());
+        assert!(traffic.is_running(), "round {round}");
+        // Dropped without detaching: the next round stands for the next process.
+    }
+    let end = traffic.stop();
+    sent.allowed += end.allowed;
+    sent.denied += end.denied;
+
+    let firewall = Firewall::adopt(&directory, "firewall").unwrap();
+    let stats = firewall.stats().unwrap();
+    assert_eq!(stats.reason(Reason::Denied).packets, sent.denied, "the counters went on from process to process");
+    assert_eq!(firewall.iter().unwrap().count(), 2, "and so did the rules");
+    assert!(sent.denied > 100, "there was traffic: {sent:?}");
+    remove_pins(&directory).unwrap();
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0);
+}
+
+#[test]
+fn kill_9_in_the_middle_of_edits_leaves_a_whole_chain() {
+    if let Some(directory) = child_directory() {
+        let (front, firewall, extra) = (monitor("front"), firewall(), monitor("extra"));
+        let mut chain = Pipeline::new(&[&front, &firewall]).unwrap();
+        chain.attach(&options(&directory)).unwrap();
+        fs::create_dir(directory.join("ready")).unwrap();
+        loop {
+            chain.insert(Position::First, &extra).unwrap();
+            chain.reorder(&["firewall", "extra", "front"]).unwrap();
+            chain.remove("extra").unwrap();
+            chain.reorder(&["front", "firewall"]).unwrap();
+        }
+    }
+    let pair = Pair::new().unwrap();
+    for round in 0..common::times(4, 40, 2) {
+        let bpffs = BpfFs::new().unwrap();
+        let directory = bpffs.path().join("app");
+        fs::create_dir(&directory).unwrap();
+        let mut child = start_child(&pair, "kill_9_in_the_middle_of_edits_leaves_a_whole_chain", &directory);
+        wait_until_ready(&directory, &mut child);
+        let traffic = Lockstep::start(&pair);
+        std::thread::sleep(Duration::from_millis(150 + 37 * (round as u64 % 11)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
+        let attachment = pair.server.run(|| firewall.attach(&options(&directory))).unwrap();
+        assert!(attachment.adopted());
+        let sent = traffic.stop();
+        assert_eq!(firewall.stats().unwrap().reason(Reason::Denied).packets, sent.denied, "round {round}");
+        // What the killed process left lying about is swept: the link and one instance.
+        let interfaces = directory.join("interfaces");
+        let home = fs::read_dir(&interfaces).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(fs::read_dir(&home).unwrap().count(), 2, "round {round}");
+        attachment.detach().unwrap();
+    }
+}
+
+#[test]
+fn an_adopted_attachment_keeps_real_connections() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let firewall = firewall();
+    drop(pair.server.run(|| firewall.attach(&options(bpffs.path()))).unwrap());
+    drop(firewall);
+    let servers: Vec<_> =
+        pair.server_addr.both().map(|address| TcpEcho::start(&pair.server, (address, 7).into()).unwrap()).into();
+    let payload = vec![9; 3_000_000];
+    std::thread::scope(|scope| {
+        let transfers: Vec<_> = servers
+            .iter()
+            .map(|server| scope.spawn(|| tcp_echo(&pair.client, server.addr(), &payload, Duration::from_secs(60))))
+            .collect();
+        for _ in 0..common::times(5, 20, 1) {
+            let firewall = Firewall::adopt(bpffs.path(), "firewall").unwrap();
+            drop(pair.server.run(|| firewall.attach(&options(bpffs.path()))).unwrap());
+        }
+        for transfer in transfers {
+            assert_eq!(transfer.join().unwrap().unwrap(), payload);
+        }
+    });
+    let firewall = Firewall::adopt(bpffs.path(), "firewall").unwrap();
+    assert!(firewall.stats().unwrap().passed().bytes > 2 * payload.len() as u64);
+    remove_pins(bpffs.path()).unwrap();
+}
+
+#[test]
+fn pins_that_do_not_fit_are_refused_and_left_alone() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let error = Firewall::adopt(bpffs.path(), "firewall").unwrap_err();
+    assert!(matches!(error, Error::PinMissing { .. }), "{error}");
+
+    let firewall = firewall();
+    let attachment = pair.server.run(|| firewall.attach(&options(bpffs.path()))).unwrap();
+    let program_before = attachment.interface().clone();
+
+    // Another kind of stage under this name.
+    let error = PacketMonitor::adopt(bpffs.path(), "firewall").unwrap_err();
+    assert!(error.to_string().contains("the kind of stage is firewall, but monitor is expected"), "{error}");
+    // Another value than the one that is pinned.
+    let other = Firewall::load(&FirewallConfig::default()).unwrap();
+    let error = pair.server.run(|| other.attach(&options(bpffs.path()))).unwrap_err();
+    assert!(matches!(&error, Error::PinMismatch { .. }), "{error}");
+    assert!(error.to_string().contains("adopt the pinned stage"), "{error}");
+    // A build with other layouts.
+    let abi = bpffs.path().join("stages/firewall/abi");
+    fs::rename(&abi, bpffs.path().join("kept")).unwrap();
+    pin_array(&abi, 32).unwrap();
+    let error = Firewall::adopt(bpffs.path(), "firewall").unwrap_err();
+    assert!(matches!(&error, Error::PinMismatch { .. }), "{error}");
+    fs::remove_file(&abi).unwrap();
+    pin_array(&abi, 8).unwrap();
+    let error = Firewall::adopt(bpffs.path(), "firewall").unwrap_err();
+    assert!(error.to_string().contains("the size of the ABI record is 8, but 32 is expected"), "{error}");
+    fs::remove_file(&abi).unwrap();
+    fs::rename(bpffs.path().join("kept"), &abi).unwrap();
+    // A map of another shape.
+    let settings = bpffs.path().join("stages/firewall/settings");
+    fs::rename(&settings, bpffs.path().join("kept")).unwrap();
+    let error = Firewall::adopt(bpffs.path(), "firewall").unwrap_err();
+    assert!(matches!(&error, Error::PinMissing { path } if *path == settings), "{error}");
+    pin_array(&settings, 4).unwrap();
+    let error = Firewall::adopt(bpffs.path(), "firewall").unwrap_err();
+    assert!(matches!(&error, Error::PinMismatch { path, .. } if *path == settings), "{error}");
+    fs::remove_file(&settings).unwrap();
+    fs::rename(bpffs.path().join("kept"), &settings).unwrap();
+
+    // Through all of this, the firewall has been at work.
+    assert_eq!(program_before, *attachment.interface());
+    let traffic = Lockstep::start(&pair);
+    std::thread::sleep(Duration::from_millis(50));
+    let sent = traffic.stop();
+    assert_eq!(firewall.stats().unwrap().reason(Reason::Denied).packets, sent.denied);
+    assert!(Firewall::adopt(bpffs.path(), "firewall").is_ok());
+    attachment.detach().unwrap();
+}
+
+#[test]
+fn pins_need_a_bpf_file_system_and_a_fitting_name() {
+    let pair = Pair::new().unwrap();
+    let firewall = firewall();
+    let elsewhere = env::temp_dir().join("xdpkit-not-a-bpffs");
+    let error = pair.server.run(|| firewall.attach(&options(&elsewhere))).unwrap_err();
+    assert!(matches!(&error, Error::NotBpfFs { .. }), "{error}");
+    assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    assert!(!elsewhere.exists());
+    let error = Firewall::load(&FirewallConfig::default().name("a.b")).unwrap_err();
+    assert_eq!(error.to_string(), "stage name `a.b`: expected 1 to 32 of a-z, 0-9, `_` and `-`");
+}
+
+#[test]
+fn a_value_that_was_superseded_may_not_edit_any_more() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let (a, b) = (monitor("a"), monitor("b"));
+    let mut old = Pipeline::new(&[&a]).unwrap();
+    pair.server.run(|| old.attach(&options(bpffs.path()))).unwrap();
+    let adopted = PacketMonitor::adopt(bpffs.path(), "a").unwrap();
+    let mut new = Pipeline::new(&[&adopted]).unwrap();
+    pair.server.run(|| new.attach(&options(bpffs.path()))).unwrap();
+    let error = old.insert(Position::Last, &b).unwrap_err();
+    assert!(matches!(&error, Error::Superseded { .. }), "{error}");
+    assert_eq!(old.stages(), ["a"]);
+    assert!(matches!(old.detach(), Err(Error::Superseded { .. })), "nor detach what is not its own");
+    new.insert(Position::Last, &b).unwrap();
+    new.detach().unwrap();
+    // The table's pins stay: a later start goes on with the counters.
+    PacketMonitor::adopt(bpffs.path(), "a").unwrap();
+}
+
+#[test]
+fn a_last_program_goes_on_through_an_adoption() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let (stage, own) = (monitor("stage"), monitor("own"));
+    own.set_action(Protocol::Udp, Some(Action::Drop)).unwrap();
+    let mut chain = Pipeline::new(&[&stage]).unwrap();
+    chain.set_last(Some(own.program_fd())).unwrap();
+    pair.server.run(|| chain.attach(&options(bpffs.path()))).unwrap();
+    drop(chain);
+    let adopted = PacketMonitor::adopt(bpffs.path(), "stage").unwrap();
+    let mut chain = Pipeline::new(&[&adopted]).unwrap();
+    pair.server.run(|| chain.attach(&options(bpffs.path()))).unwrap();
+    let frame = xdpkit_lab::frame::Frame::udp("10.0.0.2:1".parse().unwrap(), "10.0.0.1:2".parse().unwrap()).build();
+    assert_eq!(chain.test_run(&frame).unwrap().action, Action::Drop);
+    chain.set_last(None).unwrap();
+    assert_eq!(chain.test_run(&frame).unwrap().action, Action::Pass);
+    chain.detach().unwrap();
+}
+
+#[test]
+fn settings_survive_in_the_pins() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let firewall = Firewall::load(&FirewallConfig::default().default_decision(Decision::Deny).name("edge")).unwrap();
+    let attachment = pair.server.run(|| firewall.attach(&options(bpffs.path()))).unwrap();
+    drop((firewall, attachment));
+    let adopted = Firewall::adopt(bpffs.path(), "edge").unwrap();
+    let frame = xdpkit_lab::frame::Frame::udp("10.0.0.2:1".parse().unwrap(), "10.0.0.1:2".parse().unwrap()).build();
+    assert_eq!(adopted.test_run(&frame).unwrap().action, Action::Drop);
+    remove_pins(bpffs.path()).unwrap();
+}
