@@ -21,6 +21,7 @@ use xdpkit::{
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
+type Scene = fn() -> Outcome;
 
 fn main() -> ExitCode {
     common::exit(play())
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
 
 fn play() -> Outcome {
     let start = Instant::now();
-    let scenes: [(&str, fn() -> Outcome); 2] =
+    let scenes: [(&str, Scene); 2] =
         [("PacketMonitor: watching a real connection", watch), ("Firewall: cutting one client off", guard)];
     for (number, (title, scene)) in scenes.into_iter().enumerate() {
         println!("\n== Scene {}. {title}\n", number + 1);

@@ -194,7 +194,6 @@ impl Attachment {
     }
 
     /// The attachment as a chain of one stage, to which others can be added while packets flow.
-    #[must_use]
     pub fn into_pipeline(self) -> Pipeline {
         self.pipeline
     }

@@ -107,6 +107,8 @@ impl Harness {
 
         let idle = Namespace::new("bench")?;
         veth((&idle, "a"), (&idle, "b"))?;
+        // Down: the kernel's own packets would run the wrapper too, beside the test run, on its state.
+        idle.set_down("a")?;
         let index = idle.ifindex("a")?;
         let attached = idle.run(|| sys::bpf::attach_xdp_native(programs.wrapper.as_fd(), index));
         let attached = attached.context(|| "attach the benchmark's wrapper".into())?;

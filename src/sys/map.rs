@@ -184,10 +184,14 @@ impl<'m, K: Pod, V: Pod> TypedMap<'m, K, V> {
     /// All entries, in the map's order. Entries that others write or remove meanwhile may or may not be
     /// among them, and one may be there twice.
     pub(crate) fn entries(&self) -> Result<Vec<(K, V)>> {
+        self.entries_by(BATCH)
+    }
+
+    /// `size`: entries to ask for at once, to begin with.
+    fn entries_by(&self, mut size: usize) -> Result<Vec<(K, V)>> {
         let fail = |error| self.map.error("read its entries", error);
         let mut entries = Vec::new();
         let mut position = vec![0_u8; size_of::<K>().max(4)];
-        let mut size = BATCH;
         let mut first = true;
         loop {
             let (mut keys, mut values) = (vec![K::zeroed(); size], vec![V::zeroed(); size]);
@@ -274,5 +278,87 @@ pub(crate) fn open_pinned(path: &Path, name: &str) -> Result<Option<Map>> {
             Ok(Some(Map::new(handle, name)))
         }
         Some(other) => Err(other.mismatch(path, super::pin::Kind::Map)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! What the library underneath gets wrong; these need root.
+
+    use super::*;
+
+    fn create(kind: MapType, key: u32, value: u32, entries: u32, flags: u32) -> Map {
+        let options = raw::bpf_map_create_opts {
+            sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t,
+            map_flags: flags,
+            ..Default::default()
+        };
+        Map::new(MapHandle::create(kind, Some("test"), key, value, entries, &options).expect("needs root"), "test")
+    }
+
+    #[test]
+    fn a_batch_smaller_than_a_bucket_does_not_end_the_iteration() {
+        let map = create(MapType::Hash, 4, 8, 1000, 0);
+        let table = TypedMap::<u32, u64>::new(&map);
+        let keys: Vec<u32> = (0..300).collect();
+        let values: Vec<u64> = keys.iter().map(|key| u64::from(*key) * 7).collect();
+        table.set_many(&keys, &values).unwrap();
+        for size in [1, 2, 3, 4, 64, 4096] {
+            let mut entries = table.entries_by(size).unwrap();
+            entries.sort_unstable();
+            assert!(entries.iter().copied().eq(keys.iter().copied().zip(values.iter().copied())), "{size} at once");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_does_not_fit_says_how_far_it_came() {
+        let map = create(MapType::Hash, 4, 4, 5, 0);
+        let table = TypedMap::<u32, u32>::new(&map);
+        let keys: Vec<u32> = (0..9).collect();
+        let (done, error) = table.set_many(&keys, &keys).unwrap_err();
+        assert_eq!((done, error.raw_os_error()), (5, Some(libc::E2BIG)));
+        assert_eq!(table.entries().unwrap().len(), 5);
+        table.set_many(&[], &[]).unwrap();
+    }
+
+    #[test]
+    fn per_cpu_values_of_odd_sizes_are_read_whole() {
+        let map = create(MapType::PercpuArray, 4, 12, 3, 0);
+        let values = PerCpu::<[u32; 3]>::new(&map).get(2).unwrap();
+        assert_eq!(values.len(), libbpf_rs::num_possible_cpus().unwrap());
+        assert!(values.iter().all(|value| *value == [0; 3]));
+        let error = PerCpu::<[u32; 3]>::new(&map).get(3).unwrap_err();
+        assert!(matches!(error, Error::Map { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_trie_is_read_whole_in_small_batches() {
+        const NO_PREALLOC: u32 = 1;
+        let map = create(MapType::LpmTrie, 8, 4, 1000, NO_PREALLOC);
+        let table = TypedMap::<[u8; 8], u32>::new(&map);
+        let key = |n: u8| [24, 0, 0, 0, 10, n, 0, 0];
+        for n in 0..200 {
+            table.set(&key(n), &u32::from(n)).unwrap();
+        }
+        for size in [1, 3, 64, 200, 201] {
+            let mut entries = table.entries_by(size).unwrap();
+            entries.sort_unstable();
+            assert!(entries.into_iter().eq((0..200).map(|n| (key(n), u32::from(n)))), "{size} at once");
+        }
+        assert!(table.remove(&key(7)).unwrap());
+        assert!(!table.remove(&key(7)).unwrap());
+        assert_eq!(table.get(&key(7)).unwrap(), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "value size")]
+    fn a_map_of_another_size_is_not_read() {
+        TypedMap::<u32, u64>::new(&create(MapType::Array, 4, 4, 1, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "per CPU")]
+    fn a_per_cpu_map_is_not_read_as_if_it_were_not() {
+        TypedMap::<u32, u64>::new(&create(MapType::PercpuArray, 4, 8, 1, 0));
     }
 }

@@ -95,5 +95,5 @@ pub(crate) fn is_bpf_fs(directory: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), ptr::from_mut(&mut answer)) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(answer.f_type as i64 == libc::BPF_FS_MAGIC as i64)
+    Ok(i128::from(answer.f_type) == i128::from(libc::BPF_FS_MAGIC))
 }

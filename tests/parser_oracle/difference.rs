@@ -103,7 +103,7 @@ impl Difference {
             Whole::Refused(reason) => *reason >= Reason::Ipv6ExtensionTruncated,
             Whole::Foreign(_) => true,
         };
-        // Network and everything behind it are theirs; what IP says of itself is not.
+        // Addresses and hop limit stay ours: they were read before the two parted.
         let deeper = |ours: &mut Reading, theirs: &Reading| {
             if let (Network::Ip { protocol, fragment, .. }, Network::Ip { protocol: theirs, fragment: place, .. }) =
                 (&mut ours.network, theirs.network)

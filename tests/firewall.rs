@@ -1,0 +1,298 @@
+//! The firewall's rules: the traps F1 to F7, the table's verbs, exact counters, and real traffic.
+
+mod common;
+
+use std::{net::IpAddr, thread, time::Duration};
+
+use common::judge;
+use xdpkit::{
+    Action, AttachOptions, Decision, Error, Firewall, FirewallConfig, Reason, Rule, Stage as _, ipnet::IpNet,
+};
+use xdpkit_lab::{
+    PacketSocket,
+    frame::Frame,
+    topology::Pair,
+    traffic::{HttpServer, TcpEcho, http_get, ping, tcp_echo},
+};
+
+fn firewall(rules: &[(&str, Rule)]) -> Firewall {
+    let firewall = Firewall::load(&FirewallConfig::default()).unwrap();
+    for (prefix, rule) in rules {
+        firewall.insert(prefix.parse().unwrap(), *rule).unwrap();
+    }
+    firewall
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+fn from(source: &str) -> Vec<u8> {
+    packet(source, 17).build()
+}
+
+fn packet(source: &str, protocol: u8) -> Frame {
+    let source: IpAddr = source.parse().unwrap();
+    let server: IpAddr = if source.is_ipv4() { "10.0.0.1" } else { "2001:db8::1" }.parse().unwrap();
+    match protocol {
+        17 => Frame::udp((source, 4000).into(), (server, 80).into()),
+        6 => Frame::tcp((source, 4000).into(), (server, 80).into()),
+        1 => Frame::echo(source, server, 1, 1),
+        other => Frame::ip(source, server, other).payload(&[0; 24]),
+    }
+}
+
+#[test]
+fn f1_keys_are_in_network_byte_order() {
+    let firewall = firewall(&[("192.168.178.0/24", Rule::deny()), ("2001:db8:1::/48", Rule::deny())]);
+    for (source, action) in [
+        ("192.168.178.7", Action::Drop),
+        ("10.168.178.0", Action::Pass),
+        ("178.168.192.7", Action::Pass),
+        ("192.168.179.7", Action::Pass),
+        ("2001:db8:1:ffff::7", Action::Drop),
+        ("2001:db8:2::7", Action::Pass),
+        ("db8:2001:1::7", Action::Pass),
+    ] {
+        assert_eq!(judge(&firewall, &from(source)).0, action, "{source}");
+    }
+}
+
+#[test]
+fn f2_a_prefix_is_the_same_whatever_its_host_bits() {
+    let firewall = firewall(&[]);
+    assert_eq!(firewall.insert(net("10.9.9.9/8"), Rule::deny()).unwrap(), None);
+    assert_eq!(firewall.insert(net("10.0.0.0/8"), Rule::allow()).unwrap(), Some(Rule::deny()), "told of the duplicate");
+    assert_eq!(firewall.get(net("10.1.2.3/8")).unwrap(), Some(Rule::allow()));
+    assert_eq!(firewall.len().unwrap(), 1);
+    assert_eq!(firewall.remove(net("10.255.0.0/8")).unwrap(), Some(Rule::allow()));
+    assert!(firewall.is_empty().unwrap());
+}
+
+#[test]
+fn f4_the_longest_prefix_decides() {
+    let firewall = firewall(&[
+        ("10.0.0.0/8", Rule::deny()),
+        ("10.1.0.0/16", Rule::allow()),
+        ("10.1.1.0/24", Rule::deny()),
+        ("10.1.1.1/32", Rule::allow()),
+        ("2001:db8::/32", Rule::deny()),
+        ("2001:db8:0:1::/64", Rule::allow()),
+        ("2001:db8:0:1::7/128", Rule::deny()),
+    ]);
+    for (source, action, by) in [
+        ("10.2.0.1", Action::Drop, "10.0.0.0/8"),
+        ("10.1.2.1", Action::Pass, "10.1.0.0/16"),
+        ("10.1.1.2", Action::Drop, "10.1.1.0/24"),
+        ("10.1.1.1", Action::Pass, "10.1.1.1/32"),
+        ("2001:db8:0:2::1", Action::Drop, "2001:db8::/32"),
+        ("2001:db8:0:1::1", Action::Pass, "2001:db8:0:1::/64"),
+        ("2001:db8:0:1::7", Action::Drop, "2001:db8:0:1::7/128"),
+    ] {
+        let reason = if action == Action::Pass { Reason::Allowed } else { Reason::Denied };
+        assert_eq!(judge(&firewall, &from(source)), (action, reason), "{source}");
+        let (prefix, rule) = firewall.matching(source.parse().unwrap()).unwrap().unwrap();
+        assert_eq!((prefix.to_string().as_str(), rule.decision == Decision::Allow), (by, action == Action::Pass));
+    }
+    assert_eq!(judge(&firewall, &from("11.0.0.1")), (Action::Pass, Reason::DefaultAction));
+    assert_eq!(firewall.matching("11.0.0.1".parse().unwrap()).unwrap(), None);
+    // Without the longer rule, the next shorter one decides.
+    firewall.remove(net("10.1.1.0/24")).unwrap();
+    assert_eq!(judge(&firewall, &from("10.1.1.2")), (Action::Pass, Reason::Allowed));
+}
+
+#[test]
+fn f5_a_full_table_refuses_by_name() {
+    let firewall = Firewall::load(&FirewallConfig::default().capacity(3)).unwrap();
+    let rules = |count: u8| (1..=count).map(|n| (net(&format!("10.{n}.0.0/16")), Rule::deny()));
+    firewall.insert_many(rules(3)).unwrap();
+    let error = firewall.insert(net("10.9.9.9/16"), Rule::deny()).unwrap_err();
+    assert_eq!(error.to_string(), "map `rules_v4` is full: it holds 3 entries; `10.9.0.0/16` was refused");
+    let error = firewall.insert_many(rules(5)).unwrap_err();
+    assert!(matches!(&error, Error::Full { entry, .. } if entry == "10.4.0.0/16"), "{error}");
+    assert_eq!(firewall.insert(net("10.2.0.0/16"), Rule::allow()).unwrap(), Some(Rule::deny()), "a change still fits");
+    firewall.insert(net("2001:db8::/32"), Rule::deny()).unwrap();
+    assert_eq!(firewall.len().unwrap(), 4, "the other family has room of its own");
+}
+
+#[test]
+fn f6_slash_zero_matches_everything_of_its_family() {
+    let firewall = firewall(&[("0.0.0.0/0", Rule::deny())]);
+    for source in ["0.0.0.1", "10.0.0.1", "255.255.255.254"] {
+        assert_eq!(judge(&firewall, &from(source)), (Action::Drop, Reason::Denied), "{source}");
+    }
+    assert_eq!(judge(&firewall, &from("2001:db8::9")), (Action::Pass, Reason::DefaultAction));
+    firewall.insert(net("::/0"), Rule::deny()).unwrap();
+    assert_eq!(judge(&firewall, &from("2001:db8::9")), (Action::Drop, Reason::Denied));
+    firewall.insert(net("10.0.0.0/8"), Rule::allow()).unwrap();
+    assert_eq!(judge(&firewall, &from("10.0.0.1")), (Action::Pass, Reason::Allowed));
+    assert_eq!(firewall.get(net("0.0.0.0/0")).unwrap(), Some(Rule::deny()));
+    assert_eq!(firewall.get(net("0.0.0.0/1")).unwrap(), None, "a shorter prefix's rule is no answer");
+}
+
+#[test]
+fn f7_rules_hold_for_every_ip_packet() {
+    let firewall = firewall(&[("10.9.0.0/16", Rule::deny()), ("2001:db8:bad::/48", Rule::deny())]);
+    const GRE: u8 = 47;
+    const ESP: u8 = 50;
+    const SCTP: u8 = 132;
+    for source in ["10.9.9.9", "2001:db8:bad::9"] {
+        for protocol in [6, 17, 1, GRE, ESP, SCTP, 4, 41, 59, 255] {
+            let frame = packet(source, protocol);
+            assert_eq!(judge(&firewall, &frame.build()), (Action::Drop, Reason::Denied), "{source} {protocol}");
+            let tagged = frame.clone().vlan(7).build();
+            assert_eq!(judge(&firewall, &tagged), (Action::Drop, Reason::Denied), "{source} {protocol}, tagged");
+            let later = frame.fragment(800, false).build();
+            assert_eq!(judge(&firewall, &later), (Action::Drop, Reason::Denied), "{source} {protocol}, fragment");
+        }
+    }
+}
+
+#[test]
+fn f10_return_traffic_of_other_interfaces_is_not_judged() {
+    // A firewall stands where it was attached: what comes in by another interface does not meet it.
+    let (front, back) = (Pair::new().unwrap(), Pair::new().unwrap());
+    let firewall = Firewall::load(&FirewallConfig::default().default_decision(Decision::Deny)).unwrap();
+    let _attachment = front.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
+    let reached = |pair: &Pair| {
+        ping(&pair.client, pair.server_addr.v4.into(), 1, Duration::ZERO, Duration::from_millis(500)).unwrap().received
+    };
+    assert_eq!((reached(&front), reached(&back)), (0, 1));
+    // The echo request, and what the client's stack says of itself by multicast.
+    assert!(firewall.stats().unwrap().reason(Reason::DefaultAction).packets >= 1);
+}
+
+#[test]
+fn what_is_not_ip_follows_the_default_unless_told_otherwise() {
+    let lldp = Frame::ethernet(0x88cc).payload(&[0; 46]).build();
+    let deny = FirewallConfig::default().default_decision(Decision::Deny);
+    for (config, action) in [
+        (FirewallConfig::default(), Action::Pass),
+        (deny.clone(), Action::Drop),
+        (deny.clone().not_ip(Decision::Allow), Action::Pass),
+        (FirewallConfig::default().not_ip(Decision::Deny), Action::Drop),
+    ] {
+        let firewall = Firewall::load(&config).unwrap();
+        assert_eq!(judge(&firewall, &lldp), (action, Reason::NotIp), "{config:?}");
+    }
+}
+
+#[test]
+fn the_default_is_changed_while_packets_flow() {
+    let firewall = firewall(&[]);
+    assert_eq!(judge(&firewall, &from("10.0.0.9")), (Action::Pass, Reason::DefaultAction));
+    firewall.set_default(Decision::Deny).unwrap();
+    assert_eq!(judge(&firewall, &from("10.0.0.9")), (Action::Drop, Reason::DefaultAction));
+}
+
+#[test]
+fn rules_are_listed_in_order_and_many_at_once() {
+    let firewall = firewall(&[]);
+    // More than one batch, in both families, in no order.
+    let scattered = |n: u32| n.wrapping_mul(0x9e37_79b9);
+    let rules: Vec<(IpNet, Rule)> = (0..common::times(20_000, 20_000, 6_000) as u32)
+        .map(|n| {
+            let rule = if n % 3 == 0 { Rule::allow() } else { Rule::deny() };
+            let address: IpAddr = match n % 2 {
+                0 => std::net::Ipv4Addr::from(scattered(n)).into(),
+                _ => std::net::Ipv6Addr::from((u128::from(scattered(n)) << 96) | 1).into(),
+            };
+            (IpNet::new(address, 8 + (n % 25) as u8).unwrap().trunc(), rule)
+        })
+        .collect();
+    firewall.insert_many(rules.iter().copied()).unwrap();
+    let expected: std::collections::BTreeMap<IpNet, Rule> = rules.into_iter().collect();
+    assert!(expected.len() > 1_000);
+    assert!(firewall.iter().unwrap().eq(expected.iter().map(|(prefix, rule)| (*prefix, *rule))));
+    for (prefix, rule) in expected.iter().step_by(7) {
+        assert_eq!(firewall.get(*prefix).unwrap(), Some(*rule));
+        assert_eq!(firewall.remove(*prefix).unwrap(), Some(*rule));
+        assert_eq!(firewall.remove(*prefix).unwrap(), None);
+    }
+    assert_eq!(firewall.len().unwrap(), expected.len() - expected.len().div_ceil(7));
+}
+
+#[test]
+fn counters_equal_the_packets_sent_from_two_cpus() {
+    let pair = Pair::with_clients(2).unwrap();
+    let firewall = firewall(&[("10.9.0.0/16", Rule::deny())]);
+    let _attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
+    let before = firewall.stats().unwrap();
+    let each = common::times(20_000, 200_000, 1_000);
+    let server = pair.server.mac("eth0").unwrap();
+    let senders: Vec<_> = pair
+        .clients
+        .iter()
+        .map(|client| {
+            let socket = PacketSocket::open(client, "eth0").unwrap();
+            let mac = client.mac("eth0").unwrap();
+            let denied = packet("10.9.9.9", 17).macs(mac, server).payload(b"0123456789").build();
+            thread::spawn(move || {
+                for _ in 0..each {
+                    socket.send(&denied).unwrap();
+                }
+                denied.len() as u64
+            })
+        })
+        .collect();
+    let bytes = senders.into_iter().map(|sender| sender.join().unwrap()).max().unwrap();
+    let wanted = 2 * each as u64;
+    let denied = || firewall.stats().unwrap().since(&before).reason(Reason::Denied);
+    for _ in 0..100 {
+        if denied().packets == wanted {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // What veth itself lost on the way never met the program.
+    let lost = pair.server.run(|| received_drops());
+    assert_eq!(denied().packets + lost, wanted);
+    assert_eq!(denied().bytes, denied().packets * bytes);
+}
+
+/// Frames that `eth0` of this namespace dropped before its program saw them.
+fn received_drops() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = text.lines().find(|line| line.trim_start().starts_with("eth0:")).unwrap();
+    line.split_whitespace().nth(4).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_denied_client_is_cut_off_and_an_allowed_one_inside_the_denied_range_goes_on() {
+    let pair = Pair::with_clients(2).unwrap();
+    let firewall = firewall(&[("10.0.0.0/24", Rule::deny()), ("fd00::/64", Rule::deny())]);
+    for address in pair.client_addrs[0].both() {
+        firewall.insert(address.into(), Rule::allow()).unwrap();
+    }
+    let servers = pair.server_addr.both().map(|address| TcpEcho::start(&pair.server, (address, 7).into()).unwrap());
+    let web = HttpServer::start(&pair.server, (pair.server_addr.v4, 80).into(), |_| String::new()).unwrap();
+    let short = Duration::from_millis(500);
+    let reach = |client: usize| {
+        let client = &pair.clients[client];
+        let tcp = servers.each_ref().map(|server| tcp_echo(client, server.addr(), b"hello", short).is_ok());
+        let pinged = pair
+            .server_addr
+            .both()
+            .map(|address| ping(client, address, 1, Duration::ZERO, short).unwrap().received == 1);
+        (tcp, pinged)
+    };
+    assert_eq!((reach(0), reach(1)), (([true; 2], [true; 2]), ([true; 2], [true; 2])), "before");
+
+    // A download runs while the firewall is put in place.
+    let download = {
+        let (client, address) = (pair.clients[0].clone(), web.addr());
+        thread::spawn(move || http_get(&client, address, "/bytes/30000000", Duration::from_secs(60)).unwrap().len())
+    };
+    let attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
+    assert_eq!(reach(0), ([true; 2], [true; 2]), "allowed inside the denied range");
+    assert_eq!(reach(1), ([false; 2], [false; 2]), "denied");
+    assert_eq!(download.join().unwrap(), 30_000_000, "its connection was not disturbed");
+    // The rule is lifted at once.
+    for address in pair.client_addrs[1].both() {
+        firewall.insert(address.into(), Rule::allow()).unwrap();
+    }
+    assert_eq!(reach(1), ([true; 2], [true; 2]));
+    attachment.detach().unwrap();
+    let stats = firewall.stats().unwrap();
+    assert!(stats.reason(Reason::Denied).packets >= 4 && stats.dropped() == stats.reason(Reason::Denied), "{stats:?}");
+}
