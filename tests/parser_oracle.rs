@@ -104,7 +104,7 @@ fn linear(random: &mut Rng, frame: &[u8], oracle: &Oracle<'_>) -> Option<u32> {
         _ => random.usize(..2000),
     };
     let linear = oracle.headers_end + more;
-    // What lies behind a short linear part is never just a trailer: no driver cuts a frame there.
+    // `frame_bytes` takes it that no driver puts the trailer alone behind a short linear part.
     let trailer_only = oracle.network_end.is_some_and(|end| end <= linear) && linear < LINEAR_OF_JUMBO;
     (linear < frame.len() && !trailer_only).then_some(linear as u32)
 }
