@@ -111,6 +111,8 @@ reasons! {
     VlanTooDeep = 20, "vlan_too_deep";
     /// More than eight IPv6 extension headers: deeper than we look.
     Ipv6ExtensionChain = 21, "ipv6_extension_chain";
+    /// The headers go on behind the frame's first buffer, where a program cannot look: the driver splits frames.
+    HeadersSplit = 22, "headers_split";
     /// `PacketMonitor`: the action set for the packet's protocol.
     ProtocolAction = 32, "protocol_action";
     /// `PacketMonitor`: a frame to a group address is not sent back; it went on.

@@ -245,7 +245,7 @@ fn counters_equal_the_packets_sent_from_two_cpus() {
         thread::sleep(Duration::from_millis(20));
     }
     // What veth itself lost on the way never met the program.
-    let lost = pair.server.run(|| received_drops());
+    let lost = pair.server.run(received_drops);
     assert_eq!(denied().packets + lost, wanted);
     assert_eq!(denied().bytes, denied().packets * bytes);
 }

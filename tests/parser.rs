@@ -230,6 +230,22 @@ fn p8_frames_of_several_buffers_are_parsed_and_counted_whole() {
         let counted = firewall.stats().unwrap().since(&before);
         assert_eq!(counted.reason(Reason::Denied).bytes, frame.len() as u64, "not only the first buffer's");
     }
+    // Headers behind the first buffer are out of reach, which is not the packet's fault.
+    for linear in [14, 30, 38] {
+        let before = firewall.stats().unwrap();
+        firewall.run(&TestRun::new(&udp4().payload(&[7; 8000]).build()).linear(linear)).unwrap();
+        let counted = firewall.stats().unwrap().since(&before);
+        assert_eq!((counted.reason(Reason::HeadersSplit).packets, counted.dropped().packets), (1, 1), "{linear}");
+    }
+    let beyond = udp6().extension(extension::DESTINATION, &[0; 400]).payload(&[7; 4000]).build();
+    let before = firewall.stats().unwrap();
+    firewall.run(&TestRun::new(&beyond).linear(60)).unwrap();
+    assert_eq!(firewall.stats().unwrap().since(&before).reason(Reason::HeadersSplit).packets, 1);
+    // A short frame whose padding lies in a second buffer is counted whole.
+    let padded = udp4().trailer(&[0; 20]).build();
+    let before = firewall.stats().unwrap();
+    firewall.run(&TestRun::new(&padded).linear(47)).unwrap();
+    assert_eq!(firewall.stats().unwrap().since(&before).total().bytes, padded.len() as u64);
     // Not IP: there is no header to tell where the frame ends.
     let other = Frame::ethernet(0x88cc).payload(&[0; 6000]).build();
     let before = firewall.stats().unwrap();

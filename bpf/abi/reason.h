@@ -35,6 +35,7 @@ enum xdpkit_reason {
 	/* Unsupported: maybe right, but deeper than we look. */
 	REASON_VLAN_TOO_DEEP = 20,
 	REASON_IPV6_EXTENSION_CHAIN = 21,
+	REASON_HEADERS_SPLIT = 22,
 
 	/* PacketMonitor */
 	REASON_PROTOCOL_ACTION = 32,

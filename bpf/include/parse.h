@@ -57,6 +57,15 @@ static __always_inline void *take(struct packet *p, __u32 size)
 }
 
 /*
+ * The reason for a header that `take` did not find: the frame may go on in another buffer, where our
+ * pointers do not reach. That is not the packet's fault.
+ */
+static __always_inline enum xdpkit_reason cut(struct xdp_md *ctx, const struct packet *p, enum xdpkit_reason reason)
+{
+	return bpf_xdp_get_buff_len(ctx) > p->linear ? REASON_HEADERS_SPLIT : reason;
+}
+
+/*
  * Whether the frame reaches `offset`. The helper knows about fragments of multi-buffer frames but
  * costs more than the rest of the parser, so it is asked only when the linear part is too short.
  */
@@ -67,14 +76,18 @@ static __always_inline bool frame_reaches(struct xdp_md *ctx, const struct packe
 
 /* A linear part that no 1500-byte MTU fills: from here on a frame may have more buffers. */
 #define LINEAR_OF_JUMBO 1600
+/* Shorter than any frame on a wire: padding may have gone to another buffer. */
+#define LINEAR_OF_WIRE 60
 
 /*
- * Bytes of the whole frame. Where the IP packet lies in a short linear part there is no second
- * buffer, so the helper is spared on every ordinary packet.
+ * Bytes of the whole frame. Where the IP packet lies in an ordinary linear part there is no second
+ * buffer, so the helper is spared. (A driver that splits frames behind the headers could still hide
+ * trailing bytes that belong to no packet; they are not worth a helper call a packet.)
  */
 static __always_inline __u64 frame_bytes(struct xdp_md *ctx, const struct packet *p)
 {
-	if (p->network >= NETWORK_IPV4 && p->network_end <= p->linear && p->linear < LINEAR_OF_JUMBO)
+	if (p->network >= NETWORK_IPV4 && p->network_end <= p->linear && p->linear >= LINEAR_OF_WIRE &&
+	    p->linear < LINEAR_OF_JUMBO)
 		return p->linear;
 	return bpf_xdp_get_buff_len(ctx);
 }
@@ -85,27 +98,31 @@ static __always_inline bool is_vlan(__be16 ether_type)
 	       ether_type == bpf_htons(ETH_P_QINQ1);
 }
 
-static __always_inline enum xdpkit_reason parse_tcp(struct packet *p)
+static __always_inline enum xdpkit_reason parse_tcp(struct xdp_md *ctx, struct packet *p)
 {
 	__u32 start = p->at;
 	struct tcphdr *tcp = take(p, sizeof(*tcp));
 
-	if (!tcp || p->at > p->network_end)
+	if (start + sizeof(*tcp) > p->network_end)
 		return REASON_TCP_TRUNCATED;
+	if (!tcp)
+		return cut(ctx, p, REASON_TCP_TRUNCATED);
 	if (tcp->doff < 5 || start + tcp->doff * 4 > p->network_end)
 		return REASON_TCP_DATA_OFFSET;
 	p->tcp = tcp;
 	return REASON_NONE;
 }
 
-static __always_inline enum xdpkit_reason parse_udp(struct packet *p)
+static __always_inline enum xdpkit_reason parse_udp(struct xdp_md *ctx, struct packet *p)
 {
 	__u32 start = p->at;
 	struct udphdr *udp = take(p, sizeof(*udp));
 	__u32 length;
 
-	if (!udp || p->at > p->network_end)
+	if (start + sizeof(*udp) > p->network_end)
 		return REASON_UDP_TRUNCATED;
+	if (!udp)
+		return cut(ctx, p, REASON_UDP_TRUNCATED);
 	length = bpf_ntohs(udp->len);
 	if (length < sizeof(*udp))
 		return REASON_UDP_LENGTH;
@@ -116,18 +133,22 @@ static __always_inline enum xdpkit_reason parse_udp(struct packet *p)
 	return REASON_NONE;
 }
 
-static __always_inline enum xdpkit_reason parse_transport(struct packet *p)
+static __always_inline enum xdpkit_reason parse_transport(struct xdp_md *ctx, struct packet *p)
 {
+	enum xdpkit_reason truncated;
 	struct icmphdr *icmp;
 
 	if (p->protocol == IPPROTO_TCP)
-		return parse_tcp(p);
+		return parse_tcp(ctx, p);
 	if (p->protocol == IPPROTO_UDP)
-		return parse_udp(p);
+		return parse_udp(ctx, p);
 	if (p->protocol == (p->network == NETWORK_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)) {
+		truncated = p->network == NETWORK_IPV4 ? REASON_ICMP_TRUNCATED : REASON_ICMPV6_TRUNCATED;
+		if (p->at + sizeof(*icmp) > p->network_end)
+			return truncated;
 		icmp = take(p, sizeof(*icmp));
-		if (!icmp || p->at > p->network_end)
-			return p->network == NETWORK_IPV4 ? REASON_ICMP_TRUNCATED : REASON_ICMPV6_TRUNCATED;
+		if (!icmp)
+			return cut(ctx, p, truncated);
 		p->icmp = icmp;
 	}
 	return REASON_NONE;
@@ -139,7 +160,7 @@ static __always_inline enum xdpkit_reason parse_ipv4(struct xdp_md *ctx, struct 
 	__u32 header_length, total_length, fragment;
 
 	if (!ip)
-		return REASON_IPV4_TRUNCATED;
+		return cut(ctx, p, REASON_IPV4_TRUNCATED);
 	if (ip->version != 4)
 		return REASON_IPV4_VERSION;
 	header_length = ip->ihl * 4;
@@ -162,7 +183,7 @@ static __always_inline enum xdpkit_reason parse_ipv4(struct xdp_md *ctx, struct 
 	}
 	if (fragment & IP_MF)
 		p->fragment = FRAGMENT_FIRST;
-	return parse_transport(p);
+	return parse_transport(ctx, p);
 }
 
 /* What the walk over IPv6 extension headers found, packed into the scalar that a global function may return. */
@@ -196,15 +217,14 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 	__u32 start, bits;
 	int i;
 
+	p.linear = p.end - p.data;
 	p.at = at & 0xff;
 	for (i = 0; i < PACKET_IPV6_EXTENSIONS_MAX && is_extension(next); i++) {
 		start = p.at;
 		if (next == IPPROTO_FRAGMENT) {
 			fragment = take(&p, sizeof(*fragment));
-			if (!fragment || p.at > network_end) {
-				walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
-				goto out;
-			}
+			if (!fragment || p.at > network_end)
+				goto truncated;
 			next = fragment->nexthdr;
 			bits = bpf_ntohs(fragment->frag_off);
 			if (bits & IP6_OFFSET) {
@@ -216,20 +236,21 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 			continue;
 		}
 		option = take(&p, sizeof(*option));
-		if (!option) {
-			walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
-			goto out;
-		}
+		if (!option)
+			goto truncated;
 		/* AH counts in 4-byte units less two (RFC 4302), the others in 8-byte units less one. */
 		p.at = start + (next == IPPROTO_AH ? (option->hdrlen + 2) * 4 : (option->hdrlen + 1) * 8);
-		if (p.at > network_end) {
-			walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
-			goto out;
-		}
+		if (p.at > network_end)
+			goto truncated;
 		next = option->nexthdr;
 	}
 	if (is_extension(next))
 		walk.reason = REASON_IPV6_EXTENSION_CHAIN;
+	goto out;
+truncated:
+	/* Within the packet, but not within reach. */
+	walk.reason = p.at + sizeof(*option) <= network_end ? cut(ctx, &p, REASON_IPV6_EXTENSION_TRUNCATED) :
+							      REASON_IPV6_EXTENSION_TRUNCATED;
 out:
 	walk.at = p.at;
 	walk.protocol = next;
@@ -242,7 +263,7 @@ static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct 
 	union extension_walk walk;
 
 	if (!ip)
-		return REASON_IPV6_TRUNCATED;
+		return cut(ctx, p, REASON_IPV6_TRUNCATED);
 	if (ip->version != 6)
 		return REASON_IPV6_VERSION;
 	p->network_end = p->at + bpf_ntohs(ip->payload_len);
@@ -262,7 +283,7 @@ static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct 
 		if (p->fragment == FRAGMENT_LATER)
 			return REASON_NONE;
 	}
-	return parse_transport(p);
+	return parse_transport(ctx, p);
 }
 
 static __always_inline enum xdpkit_reason parse(struct xdp_md *ctx, struct packet *p)
@@ -276,14 +297,14 @@ static __always_inline enum xdpkit_reason parse(struct xdp_md *ctx, struct packe
 
 	p->eth = take(p, sizeof(*p->eth));
 	if (!p->eth)
-		return REASON_ETHERNET_TRUNCATED;
+		return cut(ctx, p, REASON_ETHERNET_TRUNCATED);
 	p->ether_type = p->eth->h_proto;
 	for (int i = 0; i < PACKET_VLANS_MAX; i++) {
 		if (!is_vlan(p->ether_type))
 			break;
 		vlan = take(p, sizeof(*vlan));
 		if (!vlan)
-			return REASON_VLAN_TRUNCATED;
+			return cut(ctx, p, REASON_VLAN_TRUNCATED);
 		p->vlan_tci[i] = vlan->h_vlan_TCI;
 		p->ether_type = vlan->h_vlan_encapsulated_proto;
 		p->vlans++;
