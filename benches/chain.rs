@@ -12,7 +12,7 @@ use xdpkit_lab::{
 const STAGE: f64 = 3.0;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let template = Frame::udp("192.0.2.1:1024".parse()?, "198.51.100.1:53".parse()?).build();
+    let template = Frame::udp("192.0.2.1:1024".parse()?, "198.51.100.1:53".parse()?).payload(&[0; 18]).build();
     let harness = Harness::new(&template, &random_v4(1 << 16))?;
     let [one, two, four] = [chain(1)?, chain(2)?, chain(4)?];
     let rows = [

@@ -93,5 +93,5 @@ fn inside(prefix: IpNet, random: &mut Random) -> IpAddr {
 
 fn template(source: SocketAddr) -> Result<Vec<u8>> {
     let destination = if source.is_ipv4() { "198.51.100.1:53" } else { "[2001:db8::1]:53" };
-    Ok(Frame::udp(source, destination.parse()?).build())
+    Ok(Frame::udp(source, destination.parse()?).payload(&[0; 18]).build())
 }

@@ -59,16 +59,17 @@ SEC("xdp.frags")
 int firewall(struct xdp_md *ctx)
 {
 	__u32 zero = 0, reason, action;
+	struct xdpkit_counters *all = stage_counters();
 	struct firewall_settings *now;
 	struct firewall_rule *rule;
 	struct packet p;
 	__u64 bytes;
 
+	now = bpf_map_lookup_elem(&settings, &zero);
+	if (!all || !now)
+		return XDP_ABORTED;
 	reason = parse(ctx, &p);
 	bytes = frame_bytes(ctx, &p);
-	now = bpf_map_lookup_elem(&settings, &zero);
-	if (!now)
-		return stage_end(ctx, bytes, reason, XDP_ABORTED);
 
 	if (reason != REASON_NONE) {
 		action = reason >= REASON_FIRST_UNSUPPORTED ? now->unsupported : XDP_DROP;
@@ -87,5 +88,5 @@ int firewall(struct xdp_md *ctx)
 		action = rule ? rule->action : now->default_action;
 		reason = !rule ? REASON_DEFAULT_ACTION : action == XDP_PASS ? REASON_ALLOWED : REASON_DENIED;
 	}
-	return stage_end(ctx, bytes, reason, action);
+	return stage_end(ctx, all, bytes, reason, action);
 }

@@ -17,13 +17,6 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct monitor_protocols);
-} protocols SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
 	__type(value, struct monitor_events_state);
 } events_state SEC(".maps");
 
@@ -32,7 +25,7 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
-/* The transport's counter, or MONITOR_OTHER where there is no IP. */
+/* MONITOR_OTHER where there is no IP. */
 static __always_inline __u32 transport_of(const struct packet *p)
 {
 	if (p->network < NETWORK_IPV4)
@@ -46,22 +39,6 @@ static __always_inline __u32 transport_of(const struct packet *p)
 	if (p->protocol == IPPROTO_ICMPV6 && p->network == NETWORK_IPV6)
 		return MONITOR_ICMPV6;
 	return MONITOR_OTHER_TRANSPORT;
-}
-
-static __always_inline void count_protocols(const struct packet *p, __u32 transport, __u64 bytes)
-{
-	struct monitor_protocols *all;
-	__u32 zero = 0;
-
-	all = bpf_map_lookup_elem(&protocols, &zero);
-	if (!all)
-		return;
-	all->count[p->network & 3].packets++;
-	all->count[p->network & 3].bytes += bytes;
-	if (transport) {
-		all->count[transport & (MONITOR_PROTOCOLS - 1)].packets++;
-		all->count[transport & (MONITOR_PROTOCOLS - 1)].bytes += bytes;
-	}
 }
 
 static __always_inline void fill_event(struct monitor_event *e, const struct packet *p)
@@ -99,50 +76,90 @@ static __always_inline void fill_event(struct monitor_event *e, const struct pac
 	}
 }
 
-static __always_inline void report(struct xdp_md *ctx, const struct packet *p, __u32 sample, __u64 bytes, __u32 reason,
-				   __u32 action)
+/* An action and its reason, packed into the scalar that a global function may return. */
+union outcome {
+	__u64 packed;
+	struct {
+		__u16 reason;
+		__u8 action;
+		__u8 lost; /* an event found no room */
+	};
+};
+
+/*
+ * What few packets need, a report or being sent back, parses once more, in a global function: the path of
+ * all the others keeps little alive and stays short, and the verifier checks this one by itself. Weak, as
+ * `walk_extensions`.
+ */
+__attribute__((noinline, weak)) __u64 report_or_send_back(struct xdp_md *ctx, __u32 reason, __u32 action,
+							   __u32 wants_report)
+{
+	union outcome outcome = { .packed = 0 };
+	struct monitor_event *e;
+	struct packet p;
+	__u64 bytes;
+
+	parse(ctx, &p);
+	bytes = frame_bytes(ctx, &p);
+	if (action == XDP_TX && p.eth && p.eth->h_dest[0] & 1) {
+		reason = REASON_TX_GROUP_ADDRESS;
+		action = XDP_PASS;
+	}
+	outcome.reason = reason;
+	outcome.action = action;
+	if (wants_report) {
+		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+		outcome.lost = !e;
+		if (e) {
+			__builtin_memset(e, 0, sizeof(*e));
+			e->timestamp = bpf_ktime_get_ns();
+			e->interface = ctx->ingress_ifindex;
+			e->rx_queue = ctx->rx_queue_index;
+			e->bytes = bytes;
+			e->reason = reason;
+			e->action = action;
+			if (p.eth)
+				fill_event(e, &p);
+			bpf_ringbuf_submit(e, 0);
+		}
+	}
+	if (action == XDP_TX && p.eth)
+		reflect(&p);
+	return outcome.packed;
+}
+
+/* This CPU's state for a packet that is to be reported, or NULL. */
+static __always_inline struct monitor_events_state *sampled(__u32 every)
 {
 	struct monitor_events_state *state;
-	struct monitor_event *e;
 	__u32 zero = 0;
 
 	state = bpf_map_lookup_elem(&events_state, &zero);
-	if (!state || state->seen++ % sample)
-		return;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		state->lost++;
-		return;
-	}
-	__builtin_memset(e, 0, sizeof(*e));
-	e->timestamp = bpf_ktime_get_ns();
-	e->interface = ctx->ingress_ifindex;
-	e->rx_queue = ctx->rx_queue_index;
-	e->bytes = bytes;
-	e->reason = reason;
-	e->action = action;
-	if (p->eth)
-		fill_event(e, p);
-	bpf_ringbuf_submit(e, 0);
+	return state && state->seen++ % every == 0 ? state : NULL;
 }
 
 SEC("xdp.frags")
 int monitor(struct xdp_md *ctx)
 {
 	__u32 zero = 0, transport, reason, action = XDP_PASS, set;
+	struct xdpkit_counters *all = stage_counters();
+	struct monitor_events_state *events_of = NULL;
 	struct monitor_settings *now;
+	union outcome outcome;
 	struct packet p;
 	__u64 bytes;
 
+	now = bpf_map_lookup_elem(&settings, &zero);
+	if (!all || !now)
+		return XDP_ABORTED;
 	reason = parse(ctx, &p);
 	bytes = frame_bytes(ctx, &p);
-	now = bpf_map_lookup_elem(&settings, &zero);
-	if (!now)
-		return stage_end(ctx, bytes, reason, action);
 
 	if (reason == REASON_NONE) {
 		transport = transport_of(&p);
-		count_protocols(&p, transport, bytes);
+		count_one(&all->own[p.network & 3], bytes);
+		if (transport)
+			count_one(&all->own[transport & (MONITOR_PROTOCOLS - 1)], bytes);
 		set = transport ? now->action[transport & (MONITOR_PROTOCOLS - 1)] : 0;
 		if (!set)
 			set = now->action[p.network & 3];
@@ -150,14 +167,15 @@ int monitor(struct xdp_md *ctx)
 			action = (set - 1) & 3;
 			reason = REASON_PROTOCOL_ACTION;
 		}
-		if (action == XDP_TX && p.eth->h_dest[0] & 1) {
-			action = XDP_PASS;
-			reason = REASON_TX_GROUP_ADDRESS;
-		}
 	}
 	if (now->sample)
-		report(ctx, &p, now->sample, bytes, reason, action);
-	if (action == XDP_TX)
-		reflect(&p);
-	return stage_end(ctx, bytes, reason, action);
+		events_of = sampled(now->sample);
+	if (events_of || action == XDP_TX) {
+		outcome.packed = report_or_send_back(ctx, reason, action, events_of != NULL);
+		reason = outcome.reason;
+		action = outcome.action;
+		if (events_of && outcome.lost)
+			events_of->lost++;
+	}
+	return stage_end(ctx, all, bytes, reason, action);
 }

@@ -48,8 +48,7 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// # Errors
     /// [`Error::Map`] when the kernel refuses to read the counters.
     fn stats(&self) -> Result<Stats> {
-        let counters = self.core().per_cpu::<Counters>("counters").get(0)?;
-        Ok(Stats::from_counters(&counters))
+        Ok(Stats::from_counters(&self.core().counters()?))
     }
 
     /// Runs the program on one frame, without any interface, and says what it did with it.
@@ -168,6 +167,11 @@ impl StageCore {
         let mut settings = table.get(&0)?.unwrap_or(V::zeroed());
         change(&mut settings);
         table.set(&0, &settings).map_err(|error| self.map(name).error("change the settings", error))
+    }
+
+    /// The counters of each CPU.
+    pub(crate) fn counters(&self) -> Result<Vec<Counters>> {
+        self.per_cpu("counters").get(0)
     }
 
     pub(crate) fn per_cpu<V: Pod>(&self, name: &str) -> PerCpu<'_, V> {

@@ -17,7 +17,8 @@ const PACKETS: u32 = 1000;
 
 #[test]
 fn four_stages_cost_little_more_than_parsing_four_times() {
-    let template = Frame::udp("192.0.2.1:1024".parse().unwrap(), "198.51.100.1:53".parse().unwrap()).build();
+    let template =
+        Frame::udp("192.0.2.1:1024".parse().unwrap(), "198.51.100.1:53".parse().unwrap()).payload(&[0; 18]).build();
     let harness = Harness::new(&template, &random_v4(1 << 16)).unwrap();
     let monitor = |n| PacketMonitor::load(&MonitorConfig::default().name(format!("monitor{n}"))).unwrap();
     let monitors = [1, 2, 3, 4].map(monitor);

@@ -9,7 +9,10 @@
 #pragma clang diagnostic push
 #pragma clang diagnostic error "-Wpadded"
 
-/* A well-formed packet counts once for its network and, where there is one, once for its transport. */
+/*
+ * Index of the stage's own counts. A well-formed packet counts once for its network and, where there is one,
+ * once for its transport.
+ */
 enum monitor_protocol {
 	MONITOR_OTHER = 0,
 	MONITOR_ARP = 1,
@@ -22,10 +25,6 @@ enum monitor_protocol {
 	MONITOR_OTHER_TRANSPORT = 8,
 };
 #define MONITOR_PROTOCOLS 16
-
-struct monitor_protocols {
-	struct xdpkit_count count[MONITOR_PROTOCOLS];
-};
 
 struct monitor_settings {
 	__u32 sample; /* every n-th packet becomes an event; 0: none */

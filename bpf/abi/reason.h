@@ -56,6 +56,7 @@ enum xdpkit_reason {
 /* Room for reasons to come, and the five XDP actions rounded up so that the index is a shift. */
 #define XDPKIT_REASONS 128
 #define XDPKIT_ACTIONS 8
+#define XDPKIT_OWN_COUNTS 64
 
 struct xdpkit_count {
 	__u64 packets;
@@ -64,6 +65,7 @@ struct xdpkit_count {
 
 struct xdpkit_counters {
 	struct xdpkit_count count[XDPKIT_REASONS][XDPKIT_ACTIONS];
+	struct xdpkit_count own[XDPKIT_OWN_COUNTS]; /* what a stage counts besides, by an enum of its own */
 };
 
 #pragma clang diagnostic pop

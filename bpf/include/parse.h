@@ -223,7 +223,7 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 		start = p.at;
 		if (next == IPPROTO_FRAGMENT) {
 			fragment = take(&p, sizeof(*fragment));
-			if (!fragment || p.at > network_end)
+			if (start + sizeof(*fragment) > network_end || !fragment)
 				goto truncated;
 			next = fragment->nexthdr;
 			bits = bpf_ntohs(fragment->frag_off);
@@ -236,21 +236,23 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 			continue;
 		}
 		option = take(&p, sizeof(*option));
-		if (!option)
+		if (start + sizeof(*option) > network_end || !option)
 			goto truncated;
 		/* AH counts in 4-byte units less two (RFC 4302), the others in 8-byte units less one. */
 		p.at = start + (next == IPPROTO_AH ? (option->hdrlen + 2) * 4 : (option->hdrlen + 1) * 8);
-		if (p.at > network_end)
-			goto truncated;
+		if (p.at > network_end) {
+			walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
+			goto out;
+		}
 		next = option->nexthdr;
 	}
 	if (is_extension(next))
 		walk.reason = REASON_IPV6_EXTENSION_CHAIN;
 	goto out;
 truncated:
-	/* Within the packet, but not within reach. */
-	walk.reason = p.at + sizeof(*option) <= network_end ? cut(ctx, &p, REASON_IPV6_EXTENSION_TRUNCATED) :
-							      REASON_IPV6_EXTENSION_TRUNCATED;
+	start += next == IPPROTO_FRAGMENT ? sizeof(*fragment) : sizeof(*option);
+	walk.reason = start > network_end ? REASON_IPV6_EXTENSION_TRUNCATED :
+					    cut(ctx, &p, REASON_IPV6_EXTENSION_TRUNCATED);
 out:
 	walk.at = p.at;
 	walk.protocol = next;

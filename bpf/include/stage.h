@@ -28,19 +28,26 @@ struct {
 	__type(value, struct xdpkit_counters);
 } counters SEC(".maps");
 
-/* The one way out of a stage. No lock is needed: XDP does not migrate and is not re-entered on a CPU. */
-static __always_inline int stage_end(struct xdp_md *ctx, __u64 bytes, __u32 reason, __u32 action)
+/* This CPU's counters. NULL cannot be, but the verifier wants it looked at. */
+static __always_inline struct xdpkit_counters *stage_counters(void)
 {
-	struct xdpkit_counters *all;
-	struct xdpkit_count *count;
 	__u32 zero = 0;
 
-	all = bpf_map_lookup_elem(&counters, &zero);
-	if (all) {
-		count = &all->count[reason & (XDPKIT_REASONS - 1)][action & (XDPKIT_ACTIONS - 1)];
-		count->packets++;
-		count->bytes += bytes;
-	}
+	return bpf_map_lookup_elem(&counters, &zero);
+}
+
+/* No lock is needed: XDP does not migrate and is not re-entered on a CPU. */
+static __always_inline void count_one(struct xdpkit_count *count, __u64 bytes)
+{
+	count->packets++;
+	count->bytes += bytes;
+}
+
+/* The one way out of a stage. */
+static __always_inline int stage_end(struct xdp_md *ctx, struct xdpkit_counters *all, __u64 bytes, __u32 reason,
+				     __u32 action)
+{
+	count_one(&all->count[reason & (XDPKIT_REASONS - 1)][action & (XDPKIT_ACTIONS - 1)], bytes);
 	if (action == XDP_PASS)
 		bpf_tail_call_static(ctx, &next_stage, 0);
 	return action;

@@ -2,16 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{assert_same_layout, packet::VLANS_MAX, reason::Count};
+use super::{assert_same_layout, packet::VLANS_MAX};
 
 pub(crate) const PROTOCOLS: usize = 16;
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct Protocols {
-    pub(crate) count: [Count; PROTOCOLS],
-}
-assert_same_layout!(Protocols, crate::sys::skel::monitor::types::monitor_protocols, count);
 
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]

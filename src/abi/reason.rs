@@ -6,6 +6,7 @@ use super::assert_same_layout;
 
 pub(crate) const REASONS: usize = 128;
 pub(crate) const ACTIONS: usize = 8;
+pub(crate) const OWN_COUNTS: usize = 64;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -19,8 +20,10 @@ assert_same_layout!(Count, crate::sys::skel::firewall::types::xdpkit_count, pack
 #[repr(C)]
 pub(crate) struct Counters {
     pub(crate) count: [[Count; ACTIONS]; REASONS],
+    /// By an enum of the stage's own.
+    pub(crate) own: [Count; OWN_COUNTS],
 }
-assert_same_layout!(Counters, crate::sys::skel::firewall::types::xdpkit_counters, count);
+assert_same_layout!(Counters, crate::sys::skel::firewall::types::xdpkit_counters, count, own);
 
 impl From<Count> for crate::Count {
     fn from(count: Count) -> Self {

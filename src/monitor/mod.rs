@@ -12,7 +12,7 @@ pub use event::{Fragment, Network, PacketEvent, Transport, VlanTag};
 
 use crate::{
     Action, Count, Error, Events, Result, Stage,
-    abi::monitor::{Event, EventsState, PROTOCOLS, Protocols as RawProtocols, Settings},
+    abi::monitor::{Event, EventsState, PROTOCOLS, Settings},
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{self, object::Plan},
 };
@@ -263,10 +263,9 @@ impl PacketMonitor {
     /// # Errors
     /// [`Error::Map`].
     pub fn protocols(&self) -> Result<ProtocolCounts> {
-        let cpus = self.core.per_cpu::<RawProtocols>("protocols").get(0)?;
         let mut sums = [Count::default(); PROTOCOLS];
-        for cpu in &cpus {
-            for (sum, count) in sums.iter_mut().zip(cpu.count) {
+        for cpu in &self.core.counters()? {
+            for (sum, count) in sums.iter_mut().zip(cpu.own) {
                 *sum += count.into();
             }
         }
