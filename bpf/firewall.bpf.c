@@ -79,7 +79,7 @@ int firewall(struct xdp_md *ctx)
 		action = now->neighbours == XDP_PASS ? XDP_PASS : now->default_action;
 	} else if (p.network == NETWORK_OTHER) {
 		reason = REASON_NOT_IP;
-		action = now->not_ip;
+		action = now->not_ip == FIREWALL_FOLLOW_DEFAULT ? now->default_action : now->not_ip;
 	} else if (now->neighbours == XDP_PASS && is_neighbour_discovery(&p)) {
 		reason = REASON_NEIGHBOUR_DISCOVERY;
 		action = XDP_PASS;

@@ -67,7 +67,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let scenario = lab.map(|lab| lab.play(own_rules, session.stop(), Output { json: flags.json }));
     let tick = |_| {
         thread::sleep(Duration::from_millis(50));
-        Ok(())
+        Ok(false)
     };
     session.run(tick, || Ok(json!({"default": default.to_string()})))?;
     scenario.map_or(Ok(()), lab::Scenario::finish)

@@ -55,10 +55,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let tick = |output: Output| {
         // Bounded, so that a flood cannot keep us from stopping.
         for _ in 0..256 {
-            let Some(packet) = events.next_within(Duration::from_millis(50))? else { break };
+            let Some(packet) = events.next_within(Duration::from_millis(50))? else { return Ok(false) };
             output.line(&to_json(&packet), || format!("  {packet}"));
         }
-        Ok(())
+        Ok(true)
     };
     session.run(tick, || protocols(&monitor))?;
     scenario.map_or(Ok(()), lab::Scenario::finish)

@@ -19,7 +19,7 @@ pub enum XdpMode {
     /// In the network stack, after the packet's buffer has been allocated: every interface can do it, several
     /// times slower. Good for trying things out.
     Generic,
-    /// On the network card itself, for the few that can.
+    /// On the network card itself. Always refused today: no card takes programs with the maps that ours have.
     Offload,
     /// Native, and generic where the driver does not support XDP or refuses it; [`Attachment::mode`] says which.
     Auto,
@@ -76,12 +76,13 @@ pub struct AttachOptions {
     interface: String,
     mode: XdpMode,
     pin: Option<PathBuf>,
+    replace_chain: bool,
 }
 
 impl AttachOptions {
     /// The interface of this name in the calling thread's network namespace, in native mode.
     pub fn new(interface: impl Into<String>) -> Self {
-        Self { interface: interface.into(), mode: XdpMode::Native, pin: None }
+        Self { interface: interface.into(), mode: XdpMode::Native, pin: None, replace_chain: false }
     }
 
     /// Attaches in this mode. Ignored when an attachment is taken over: a link keeps its mode.
@@ -95,10 +96,23 @@ impl AttachOptions {
     ///
     /// Where the directory already holds the link of this interface, it is taken over: the programs that run
     /// are swapped for the new ones in one step, no packet passes in between, and the tables go on, provided
-    /// the stages were adopted from the same directory. Else the call fails and touches nothing.
+    /// the stages were adopted from the same directory. Else the call fails and touches nothing. So does one that
+    /// would drop a stage from the chain that is pinned: see [`AttachOptions::replace_chain`].
+    ///
+    /// An interface stands there by its index, so network namespaces need a directory each.
     pub fn pin(mut self, directory: impl Into<PathBuf>) -> Self {
         self.pin = Some(directory.into());
         self
+    }
+
+    /// When a pinned chain is taken over, lets go of its stages that are not among the new ones.
+    pub fn replace_chain(mut self, replace: bool) -> Self {
+        self.replace_chain = replace;
+        self
+    }
+
+    pub(crate) fn may_drop_stages(&self) -> bool {
+        self.replace_chain
     }
 
     pub(crate) fn interface(&self) -> Result<Interface> {
@@ -115,8 +129,8 @@ impl AttachOptions {
         for &(mode, flags) in self.mode.attempts() {
             match Link::create(program, interface.index(), flags) {
                 Ok(link) => return Ok((link, mode)),
-                Err(source) => {
-                    let error = refused(interface, mode, source);
+                Err(cause) => {
+                    let error = refused(interface, mode, cause);
                     if !matches!(error, Error::ModeRefused { .. }) {
                         return Err(error);
                     }
@@ -129,14 +143,14 @@ impl AttachOptions {
 }
 
 /// What the kernel's answer to an attachment means.
-fn refused(interface: &Interface, mode: XdpMode, source: io::Error) -> Error {
+fn refused(interface: &Interface, mode: XdpMode, cause: io::Error) -> Error {
     let name = interface.name().to_owned();
-    let hint = match source.raw_os_error() {
+    let hint = match cause.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
             let program = sys::net::xdp_state(interface.index()).ok().and_then(|state| state.program());
             return match program {
                 Some(program_id) => Error::ForeignProgram { interface: name, program_id },
-                None => Error::Interface { interface: name, operation: "attach: it is busy", source },
+                None => Error::Interface { interface: name, operation: "attach: it is busy", cause },
             };
         }
         Some(libc::EPERM) => {
@@ -145,14 +159,15 @@ fn refused(interface: &Interface, mode: XdpMode, source: io::Error) -> Error {
             return Error::MissingCapability { operation: format!("attaching XDP to `{name}`"), capability };
         }
         Some(libc::ENODEV) => return Error::UnknownInterface { interface: name },
+        _ if mode == XdpMode::Offload => "offload takes a program made for the card, which ours are not",
         Some(libc::EOPNOTSUPP) => "its driver does not support this mode; generic mode works everywhere",
         Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
             "the driver's limits: usually an MTU above what XDP takes, LRO on, or too few receive queues"
         }
         Some(libc::ENOSPC | libc::ENOMEM) => "the driver has no queues or memory left for XDP",
-        _ => return Error::Interface { interface: name, operation: "attach to it", source },
+        _ => return Error::Interface { interface: name, operation: "attach to it", cause },
     };
-    Error::ModeRefused { interface: name, mode, hint, source }
+    Error::ModeRefused { interface: name, mode, hint, cause }
 }
 
 /// A single stage on an interface. Dropping it detaches, unless it is pinned.
@@ -177,6 +192,14 @@ impl Attachment {
     #[must_use]
     pub fn mode(&self) -> XdpMode {
         self.pipeline.mode().expect("an attachment is attached")
+    }
+
+    /// Whether the interface is still there and runs this attachment's program.
+    ///
+    /// # Errors
+    /// [`Error::Interface`] when the kernel does not tell.
+    pub fn is_attached(&self) -> Result<bool> {
+        self.pipeline.is_attached()
     }
 
     /// Whether an earlier process's attachment was taken over from its pins.

@@ -8,7 +8,7 @@ use crate::XdpMode;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong. The message names the object (interface, program, map, pin, rule), the
-/// value and what was expected; where the kernel said something, it is the error's `source`.
+/// value and what was expected; where the kernel said something, it is the error's `cause`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -37,7 +37,7 @@ pub enum Error {
         interface: String,
     },
     /// The interface or its driver refuses this attach mode.
-    #[error("interface `{interface}` refuses XDP in {mode} mode ({hint}): {source}")]
+    #[error("interface `{interface}` refuses XDP in {mode} mode ({hint}): {cause}")]
     ModeRefused {
         /// The interface.
         interface: String,
@@ -46,7 +46,7 @@ pub enum Error {
         /// What is usually the reason, and the way out.
         hint: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another XDP program holds the interface. It is never replaced or removed.
     #[error("interface `{interface}` already runs XDP program {program_id}, which is not ours to replace")]
@@ -57,52 +57,52 @@ pub enum Error {
         program_id: u32,
     },
     /// The kernel could not attach to or query an interface.
-    #[error("interface `{interface}`: cannot {operation}: {source}")]
+    #[error("interface `{interface}`: cannot {operation}: {cause}")]
     Interface {
         /// The interface.
         interface: String,
         /// What was tried.
         operation: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The kernel's verifier rejected a program. Please report it, with the log.
-    #[error("the verifier rejected program `{program}`: {source}\n{log}")]
+    #[error("the verifier rejected program `{program}`: {cause}\n{log}")]
     Verifier {
         /// The program.
         program: String,
         /// The end of the verifier's log.
         log: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A program and its maps could not be created.
-    #[error("cannot load program `{program}`: {source}")]
+    #[error("cannot load program `{program}`: {cause}")]
     Load {
         /// The program.
         program: String,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// An operation on a program failed.
-    #[error("program `{program}`: cannot {operation}: {source}")]
+    #[error("program `{program}`: cannot {operation}: {cause}")]
     Program {
         /// The program.
         program: String,
         /// What was tried.
         operation: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// An operation on a map failed.
-    #[error("map `{map}`: cannot {operation}: {source}")]
+    #[error("map `{map}`: cannot {operation}: {cause}")]
     Map {
         /// The map.
         map: String,
         /// What was tried.
         operation: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A table holds as many entries as it was made for. Nothing was changed by the refused entry.
     #[error("map `{map}` is full: it holds {capacity} entries; `{entry}` was refused")]
@@ -115,14 +115,14 @@ pub enum Error {
         entry: String,
     },
     /// A pin in a BPF file system could not be read or written.
-    #[error("pin {}: cannot {operation}: {source}", path.display())]
+    #[error("pin {}: cannot {operation}: {cause}", path.display())]
     Pin {
         /// The path.
         path: PathBuf,
         /// What was tried.
         operation: &'static str,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The directory is not in a BPF file system, so nothing can be pinned there.
     #[error("{} is not in a BPF file system: mount one with `mount -t bpf bpf DIR`", path.display())]
@@ -148,8 +148,20 @@ pub enum Error {
         /// What this build or value needs.
         expected: String,
     },
+    /// Taking over a pinned chain would drop stages that guard the interface now. Nothing was changed.
+    #[error(
+        "the chain pinned at {} has the stages {}, which the new one lacks: adopt them, or allow it with `replace_chain`",
+        path.display(),
+        stages.join(", ")
+    )]
+    StagesLost {
+        /// The pins of the interface.
+        path: PathBuf,
+        /// The stages that would go.
+        stages: Vec<String>,
+    },
     /// Another process is editing these pins at this moment.
-    #[error("pins at {} are being edited by another process", path.display())]
+    #[error("pins at {} are being edited by another process, for seconds already", path.display())]
     PinsLocked {
         /// The directory.
         path: PathBuf,
@@ -217,14 +229,14 @@ pub enum Error {
         stage: String,
     },
     /// A packet of a test run could not be run.
-    #[error("test run of program `{program}` with a frame of {length} bytes: {source}")]
+    #[error("test run of program `{program}` with a frame of {length} bytes: {cause}")]
     TestRun {
         /// The program.
         program: String,
         /// The frame's length in bytes; the kernel wants at least 14.
         length: usize,
         /// The kernel's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 

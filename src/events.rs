@@ -1,13 +1,10 @@
 //! Events: records that a program hands to user space, pulled by the reader.
 
 use std::{
+    collections::BTreeSet,
     fmt,
-    marker::PhantomData,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,70 +15,50 @@ use crate::{
 
 /// The reader of a stage's events. Pull-style: nothing is called back, nothing runs in the background.
 ///
-/// A ring buffer has one reader; it can be given to another after it was dropped. [`AsFd`] gives a descriptor
-/// that is readable when there are events, for poll(2), epoll(7) or an async runtime.
+/// A ring buffer has one reader in a process; it can be given to another after it was dropped. Two processes that
+/// read the same pinned ring take events from each other. [`AsFd`] gives a descriptor that is readable while there
+/// are events, for poll(2), epoll(7) or an async runtime.
 pub struct Events<T> {
     ring: Ring,
     decode: fn(&[u8]) -> Option<T>,
     stage: String,
     _claim: Claim,
-    item: PhantomData<fn() -> T>,
 }
 
 impl<T> Events<T> {
-    pub(crate) fn open(
-        stage: &str,
-        map: &Map,
-        taken: &Arc<AtomicBool>,
-        decode: fn(&[u8]) -> Option<T>,
-    ) -> Result<Self> {
-        if taken.swap(true, Ordering::AcqRel) {
-            return Err(Error::EventsTaken { stage: stage.to_owned() });
-        }
-        let claim = Claim(Arc::clone(taken));
-        Ok(Self { ring: Ring::open(map)?, decode, stage: stage.to_owned(), _claim: claim, item: PhantomData })
+    pub(crate) fn open(stage: &str, map: &Map, decode: fn(&[u8]) -> Option<T>) -> Result<Self> {
+        let claim = Claim::of(map.id()?).ok_or_else(|| Error::EventsTaken { stage: stage.to_owned() })?;
+        Ok(Self { ring: Ring::open(map)?, decode, stage: stage.to_owned(), _claim: claim })
     }
 
     /// The oldest event, or `None` when there is none at the moment. Never waits.
-    ///
-    /// # Errors
-    /// [`Error::Map`] when the kernel refuses.
-    pub fn try_next(&mut self) -> Result<Option<T>> {
-        loop {
-            let record = self.ring.next().map_err(|source| self.error("read events", source))?;
-            match record {
-                None => return Ok(None),
-                // A record that this build does not know comes from a newer program: passed over.
-                Some(record) => {
-                    if let Some(event) = (self.decode)(&record) {
-                        return Ok(Some(event));
-                    }
-                }
-            }
-        }
+    pub fn try_next(&mut self) -> Option<T> {
+        // A record that this build does not know comes from a newer program: passed over.
+        std::iter::from_fn(|| self.ring.next()).find_map(|record| (self.decode)(&record))
     }
 
     /// The oldest event; waits for one at most this long.
     ///
     /// # Errors
-    /// [`Error::Map`] when the kernel refuses.
+    /// [`Error::Map`] when the kernel refuses to wait.
     pub fn next_within(&mut self, timeout: Duration) -> Result<Option<T>> {
-        let end = Instant::now() + timeout;
+        // A time beyond what the clock can say means without end.
+        let end = Instant::now().checked_add(timeout);
         loop {
-            if let Some(event) = self.try_next()? {
+            if let Some(event) = self.try_next() {
                 return Ok(Some(event));
             }
-            let left = end.saturating_duration_since(Instant::now());
+            let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return Ok(None);
             }
             let fd = self.as_fd().as_raw_fd();
-            sys::net::wait_readable(fd, left).map_err(|source| self.error("wait for events", source))?;
+            sys::net::wait_readable(fd, left).map_err(|cause| Error::Map {
+                map: format!("{}.events", self.stage),
+                operation: "wait for events",
+                cause,
+            })?;
         }
-    }
-
-    fn error(&self, operation: &'static str, source: std::io::Error) -> Error {
-        Error::Map { map: format!("{}.events", self.stage), operation, source }
     }
 }
 
@@ -97,11 +74,20 @@ impl<T> fmt::Debug for Events<T> {
     }
 }
 
-/// Gives the ring buffer back.
-struct Claim(Arc<AtomicBool>);
+/// The right to read a ring, by its map's id: a value and an adopted twin of it share the ring.
+struct Claim(u32);
+
+static CLAIMED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+impl Claim {
+    fn of(map: u32) -> Option<Self> {
+        // Lazily: a claim that is made in vain would give the right back when dropped.
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).insert(map).then(|| Self(map))
+    }
+}
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
 }

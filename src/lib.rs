@@ -26,7 +26,7 @@ pub use ipnet;
 pub use monitor::{
     Fragment, MonitorConfig, Network, PacketEvent, PacketMonitor, Protocol, ProtocolCounts, Transport, VlanTag,
 };
-pub use pin::remove_pins;
+pub use pin::{Pinned, pinned, remove_pins};
 pub use pipeline::{Pipeline, Position};
 pub use reason::{Action, Reason};
 pub use stage::Stage;

@@ -6,17 +6,20 @@
 //! DIR/interfaces/IFINDEX/link               the attachment
 //! DIR/interfaces/IFINDEX/ID-NAME/program    an instance in the chain of that interface, by program id
 //! DIR/interfaces/IFINDEX/ID-NAME/next       its slot: who comes next
-//! DIR/interfaces/IFINDEX/last               the caller's own program at the end
+//! DIR/interfaces/IFINDEX/last/ID            the caller's own program at the end, by program id
 //! ```
 //!
 //! The order of a chain is written nowhere: the slots are the order, so that it is true at every moment, also
-//! after a crash in the middle of an edit. Instances that no packet can reach are swept at the next edit.
+//! after a crash in the middle of an edit. Instances that no packet can reach are swept when the chain is next
+//! taken over.
 
 use std::{
     fs::{self, File},
     io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use bytemuck::{Pod, Zeroable};
@@ -28,6 +31,7 @@ use crate::{
         link::Link,
         map::{self, Map, TypedMap},
         pin as sys_pin,
+        program::Program,
     },
 };
 
@@ -75,7 +79,7 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 
 fn failure(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Pin { path, operation, source }
+    move |cause| Error::Pin { path, operation, cause }
 }
 
 fn put(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
@@ -84,11 +88,15 @@ fn put(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
 
 /// Creates a directory and its parents; the nearest one that exists must be in a BPF file system.
 fn create_directory(directory: &Path) -> Result<()> {
-    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
-    if !sys_pin::is_bpf_fs(existing).map_err(failure(existing, "look at its file system"))? {
-        return Err(Error::NotBpfFs { path: directory.to_owned() });
-    }
+    check_bpf_fs(directory.ancestors().find(|path| path.exists()).unwrap_or(directory))?;
     fs::create_dir_all(directory).map_err(failure(directory, "create the directory"))
+}
+
+fn check_bpf_fs(directory: &Path) -> Result<()> {
+    match sys_pin::is_bpf_fs(directory).map_err(failure(directory, "look at its file system"))? {
+        true => Ok(()),
+        false => Err(Error::NotBpfFs { path: directory.to_owned() }),
+    }
 }
 
 /// Removes a directory of pins. Missing is as good.
@@ -110,25 +118,57 @@ fn remove_file(path: &Path) -> Result<()> {
 /// holds. What else lies in the directory stays.
 ///
 /// # Errors
-/// [`Error::Pin`] naming what could not be removed, [`Error::PinsLocked`].
+/// [`Error::Pin`] naming what could not be removed, [`Error::PinsLocked`]; [`Error::NotBpfFs`] when the directory is
+/// an ordinary one, which is left alone.
 pub fn remove_pins(directory: impl AsRef<Path>) -> Result<()> {
     let directory = directory.as_ref();
     if !directory.exists() {
         return Ok(());
     }
+    check_bpf_fs(directory)?;
     let _lock = lock(directory)?;
     // Links first: a program must not go on without its tables' names.
     remove_directory(&directory.join(INTERFACES))?;
     remove_directory(&directory.join(STAGES))
 }
 
+/// Edits take milliseconds; who waits longer is told.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// One editor at a time; the kernel frees the lock when the process ends.
 fn lock(directory: &Path) -> Result<File> {
     let file = File::open(directory).map_err(failure(directory, "open it"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::PinsLocked { path: directory.to_owned() }),
-        Err(fs::TryLockError::Error(error)) => Err(failure(directory, "lock it")(error)),
+    let end = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(Duration::from_millis(2)),
+            Err(fs::TryLockError::WouldBlock) => return Err(Error::PinsLocked { path: directory.to_owned() }),
+            Err(fs::TryLockError::Error(error)) => return Err(failure(directory, "lock it")(error)),
+        }
+    }
+}
+
+/// Pins made on the way to something: taken away again, unless it came about.
+#[derive(Debug, Default)]
+pub(crate) struct Undo(Vec<PathBuf>);
+
+impl Undo {
+    pub(crate) fn add(&mut self, path: PathBuf) {
+        self.0.push(path);
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for path in self.0.drain(..).rev() {
+            // There is an error to report already, and what stays is swept by the next take-over.
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        }
     }
 }
 
@@ -165,24 +205,19 @@ pub(crate) fn open_stage(directory: &Path, name: &str, kind: &'static StageKind)
 }
 
 fn read_abi(record: &Map, path: &Path) -> Result<Abi> {
-    let handle = record.handle();
-    let size = {
-        use libbpf_rs::MapCore as _;
-        (handle.key_size() as usize, handle.value_size() as usize)
-    };
-    if size != (4, size_of::<Abi>()) {
+    if !record.is_record_of(size_of::<Abi>()) {
         return Err(Error::PinMismatch {
             path: path.to_owned(),
-            what: "the size of the ABI record".into(),
-            found: size.1.to_string(),
-            expected: size_of::<Abi>().to_string(),
+            what: "the ABI record".into(),
+            found: record.shape(),
+            expected: format!("an array of one value of {} bytes", size_of::<Abi>()),
         });
     }
     Ok(TypedMap::<u32, Abi>::new(record).get(&0)?.unwrap_or(Abi::zeroed()))
 }
 
-/// Pins the tables of a stage, or checks that the ones pinned there are the same.
-fn pin_stage(directory: &Path, stage: &Shared) -> Result<()> {
+/// Pins the tables of a stage, or checks that the ones pinned there are the same. Answers the directory if it is new.
+fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathBuf>> {
     let home = directory.join(STAGES).join(&stage.name);
     if home.exists() {
         for map in &stage.maps {
@@ -200,7 +235,7 @@ fn pin_stage(directory: &Path, stage: &Shared) -> Result<()> {
                 });
             }
         }
-        return Ok(());
+        return Ok(None);
     }
     // Aside first, then renamed: a crash leaves no half of a stage that could be adopted.
     let aside = directory.join(STAGES).join(format!("{}+", stage.name));
@@ -213,7 +248,8 @@ fn pin_stage(directory: &Path, stage: &Shared) -> Result<()> {
     for map in &stage.maps {
         put(map.as_fd(), &aside.join(map.name()))?;
     }
-    fs::rename(&aside, &home).map_err(failure(&home, "put the pins in place"))
+    fs::rename(&aside, &home).map_err(failure(&home, "put the pins in place"))?;
+    Ok(Some(home))
 }
 
 fn names_in(directory: &Path) -> Result<Vec<String>> {
@@ -225,6 +261,15 @@ fn names_in(directory: &Path) -> Result<Vec<String>> {
     names.collect::<io::Result<_>>().map_err(failure(directory, "list it"))
 }
 
+/// What packets meet on an interface, as its pinned slots tell.
+#[derive(Debug, Default)]
+pub(crate) struct PinnedChain {
+    /// Names of the stages, in order.
+    pub(crate) stages: Vec<String>,
+    /// Id of the caller's own program at the end.
+    pub(crate) last: Option<u32>,
+}
+
 /// The pins of one interface. Holds no lock: each edit takes one.
 #[derive(Debug)]
 pub(crate) struct InterfacePins {
@@ -234,8 +279,8 @@ pub(crate) struct InterfacePins {
 
 impl InterfacePins {
     pub(crate) fn new(directory: &Path, interface: &Interface) -> Result<Self> {
+        create_directory(directory)?;
         let home = directory.join(INTERFACES).join(interface.index().to_string());
-        create_directory(&home)?;
         Ok(Self { directory: directory.to_owned(), home })
     }
 
@@ -243,71 +288,168 @@ impl InterfacePins {
         lock(&self.directory)
     }
 
-    pub(crate) fn stage(&self, stage: &Shared) -> Result<()> {
-        pin_stage(&self.directory, stage)
+    pub(crate) fn path(&self) -> &Path {
+        &self.home
+    }
+
+    /// Pins a stage's tables, unless they are.
+    pub(crate) fn stage(&self, stage: &Shared, undo: &mut Undo) -> Result<()> {
+        if let Some(home) = pin_stage(&self.directory, stage)? {
+            undo.add(home);
+        }
+        Ok(())
     }
 
     /// Pins a new instance; answers its directory.
-    pub(crate) fn member(&self, stage: &str, instance: &Instance) -> Result<PathBuf> {
+    pub(crate) fn member(&self, stage: &str, instance: &Instance, undo: &mut Undo) -> Result<PathBuf> {
         let home = self.home.join(format!("{}-{stage}", instance.program.id()));
         // A program id is never used again while the program lives, so what is here is a remnant.
         remove_directory(&home)?;
         create_directory(&home)?;
+        undo.add(home.clone());
         put(instance.program.as_fd(), &home.join(PROGRAM))?;
         put(instance.slot.as_fd(), &home.join(NEXT))?;
         Ok(home)
+    }
+
+    /// Removes the pins of attachments whose interface is gone, this one's among them.
+    pub(crate) fn remove_dead(&self) -> Result<()> {
+        let interfaces = self.directory.join(INTERFACES);
+        for name in names_in(&interfaces)? {
+            let home = interfaces.join(name);
+            if let Some(link) = Link::open_pinned(&home.join(LINK))?
+                && link.info().map_err(failure(&home.join(LINK), "read it"))?.interface == 0
+            {
+                remove_directory(&home)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn link(&self) -> Result<Option<Link>> {
         Link::open_pinned(&self.home.join(LINK))
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.home
-    }
-
     pub(crate) fn put_link(&self, link: &Link) -> Result<()> {
         put(link.as_fd(), &self.home.join(LINK))
     }
 
-    pub(crate) fn last(&self) -> Result<Option<crate::sys::program::Program>> {
-        crate::sys::program::Program::open_pinned(&self.home.join(LAST))
+    pub(crate) fn remove_link(&self) -> Result<()> {
+        remove_file(&self.home.join(LINK))
     }
 
-    /// Pins the caller's own last program, in the place of one that was there.
-    pub(crate) fn put_last(&self, program: BorrowedFd<'_>) -> Result<()> {
-        remove_file(&self.home.join(LAST))?;
-        put(program, &self.home.join(LAST))
-    }
-
-    pub(crate) fn remove_last(&self) -> Result<()> {
-        remove_file(&self.home.join(LAST))
-    }
-
-    /// Removes the pins of all instances but those of `kept`.
-    pub(crate) fn sweep(&self, kept: &[&Path]) -> Result<()> {
-        for name in names_in(&self.home)? {
-            let path = self.home.join(&name);
-            if name.contains('-') && !kept.contains(&path.as_path()) {
-                remove_directory(&path)?;
-            }
+    /// Pins the caller's own last program. Beside the one before, so that at no moment the one in force is without.
+    pub(crate) fn put_last(&self, program: &Program, undo: &mut Undo) -> Result<()> {
+        let path = self.last_path(program.id());
+        if path.exists() {
+            return Ok(());
         }
+        create_directory(&self.home.join(LAST))?;
+        put(program.as_fd(), &path)?;
+        undo.add(path);
         Ok(())
     }
 
+    pub(crate) fn last(&self, id: u32) -> Result<Program> {
+        let path = self.last_path(id);
+        Program::open_pinned(&path)?.ok_or(Error::PinMissing { path })
+    }
+
+    pub(crate) fn remove_last(&self, id: u32) -> Result<()> {
+        remove_file(&self.last_path(id))
+    }
+
+    fn last_path(&self, id: u32) -> PathBuf {
+        self.home.join(LAST).join(id.to_string())
+    }
+
+    /// Follows the slots from the program that the link runs; an empty chain when that is not one of ours.
+    pub(crate) fn chain(&self, head: u32) -> Result<PinnedChain> {
+        let mut chain = PinnedChain::default();
+        let mut next = Some(head);
+        while let Some(id) = next {
+            let Some((name, home)) = self.find_member(id)? else {
+                chain.last = Some(id).filter(|_| !chain.stages.is_empty());
+                break;
+            };
+            chain.stages.push(name);
+            let path = home.join(NEXT);
+            let slot = map::open_pinned(&path, NEXT)?.ok_or(Error::PinMissing { path })?;
+            next = slot.slot_program()?;
+        }
+        Ok(chain)
+    }
+
     /// The program that the pinned instance of this id runs, to name it in an update.
-    pub(crate) fn program(&self, id: u32) -> Result<Option<crate::sys::program::Program>> {
-        let prefix = format!("{id}-");
-        match names_in(&self.home)?.into_iter().find(|name| name.starts_with(&prefix)) {
-            Some(name) => crate::sys::program::Program::open_pinned(&self.home.join(name).join(PROGRAM)),
+    pub(crate) fn program(&self, id: u32) -> Result<Option<Program>> {
+        match self.find_member(id)? {
+            Some((_, home)) => Program::open_pinned(&home.join(PROGRAM)),
             None => Ok(None),
         }
+    }
+
+    fn find_member(&self, id: u32) -> Result<Option<(String, PathBuf)>> {
+        let prefix = format!("{id}-");
+        let names = names_in(&self.home)?;
+        Ok(names.iter().find_map(|name| Some((name.strip_prefix(&prefix)?.to_owned(), self.home.join(name)))))
+    }
+
+    /// Removes the pins of all instances and last programs that are not of this chain.
+    pub(crate) fn sweep(&self, members: &[&Path], last: Option<u32>) -> Result<()> {
+        for name in names_in(&self.home)?.iter().filter(|name| name.contains('-')) {
+            let path = self.home.join(name);
+            if !members.contains(&path.as_path()) {
+                remove_directory(&path)?;
+            }
+        }
+        for name in names_in(&self.home.join(LAST))? {
+            if last.is_none_or(|id| name != id.to_string()) {
+                remove_file(&self.home.join(LAST).join(name))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes all pins of the interface; the stages' tables stay.
     pub(crate) fn remove(&self) -> Result<()> {
         remove_directory(&self.home)
     }
+}
+
+/// What stands in a directory of pins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pinned {
+    /// Each stage's name and kind (`firewall`, `monitor`, ...), sorted by name.
+    pub stages: Vec<(String, String)>,
+    /// Each interface's index, with the names of the stages that its packets meet, in order.
+    pub interfaces: Vec<(u32, Vec<String>)>,
+}
+
+/// Tells what is pinned in a directory: what a new process can adopt.
+///
+/// # Errors
+/// [`Error::Pin`] or [`Error::PinMismatch`] naming the pin that could not be read.
+pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
+    let directory = directory.as_ref();
+    let mut pinned = Pinned::default();
+    // Names with `+` are half-made: a process died over them.
+    for name in names_in(&directory.join(STAGES))?.into_iter().filter(|name| check_name(name).is_ok()) {
+        let path = map_path(directory, &name, ABI);
+        let record = map::open_pinned(&path, ABI)?.ok_or(Error::PinMissing { path: path.clone() })?;
+        pinned.stages.push((name, read_abi(&record, &path)?.kind()));
+    }
+    for name in names_in(&directory.join(INTERFACES))? {
+        let Ok(index) = name.parse() else { continue };
+        let pins = InterfacePins { directory: directory.to_owned(), home: directory.join(INTERFACES).join(&name) };
+        if let Some(link) = pins.link()? {
+            let info = link.info().map_err(failure(&pins.home.join(LINK), "read it"))?;
+            pinned.interfaces.push((index, pins.chain(info.program)?.stages));
+        }
+    }
+    pinned.stages.sort_unstable();
+    pinned.interfaces.sort_unstable();
+    Ok(pinned)
 }
 
 #[cfg(test)]

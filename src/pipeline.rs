@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     AttachOptions, Error, Interface, Result, Stage, TestRun, Verdict, XdpMode,
-    pin::InterfacePins,
+    pin::{InterfacePins, Undo},
     stage::{Instance, Shared, StageCore},
     sys::{self, grace::GracePeriod, link::Link, program::Program},
 };
@@ -156,12 +156,23 @@ impl Pipeline {
         self.members[0].fd()
     }
 
+    /// Whether the interface is still there and runs this chain.
+    ///
+    /// # Errors
+    /// [`Error::Interface`] when the kernel does not tell.
+    pub fn is_attached(&self) -> Result<bool> {
+        let Some(attached) = &self.attached else { return Ok(false) };
+        let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
+        Ok(info.interface != 0 && info.program == self.members[0].instance.program.id())
+    }
+
     /// Attaches to an interface; at most once. With [`AttachOptions::pin`], a chain that an earlier process
     /// pinned for this interface is swapped for this one in one step; a last program pinned there goes on
     /// unless this pipeline has its own.
     ///
     /// # Errors
-    /// As [`Stage::attach`]. After an error the pipeline is as before, and so is what was pinned.
+    /// As [`Stage::attach`], and [`Error::StagesLost`]. After an error the pipeline is as before, and so is what
+    /// was pinned.
     pub fn attach(&mut self, options: &AttachOptions) -> Result<()> {
         if let Some(attached) = &self.attached {
             let what = format!("it is attached to `{}` already; one pipeline guards one interface", attached.interface);
@@ -175,96 +186,103 @@ impl Pipeline {
         };
         let pins = InterfacePins::new(directory, &interface)?;
         let _lock = pins.lock()?;
-        for member in &self.members {
-            pins.stage(&member.shared)?;
-        }
-        match pins.link()? {
-            Some(link) => self.take_over(link, interface, pins),
+        pins.remove_dead()?;
+        let done = match pins.link()? {
+            Some(link) => self.take_over(options, link, interface, pins),
             None => self.attach_pinned(options, interface, pins),
+        };
+        if done.is_err() {
+            self.members.iter_mut().for_each(|member| member.pin = None);
         }
+        done
     }
 
     fn attach_pinned(&mut self, options: &AttachOptions, interface: Interface, pins: InterfacePins) -> Result<()> {
-        let done = self.pin_members(&pins).and_then(|()| {
-            let (link, mode) = options.link(&interface, self.members[0].fd())?;
-            pins.put_link(&link)?;
-            Ok((link, mode))
-        });
-        match done {
-            Ok((link, mode)) => {
-                self.attached = Some(Attached { link, interface, mode, adopted: false, pins: Some(pins) });
-                Ok(())
-            }
-            Err(error) => {
-                self.members.iter_mut().for_each(|member| member.pin = None);
-                // The first error is the one to tell.
-                let _ = pins.remove();
-                Err(error)
-            }
-        }
+        // Remnants of an attachment that never came about.
+        pins.remove()?;
+        let mut undo = Undo::default();
+        undo.add(pins.path().to_owned());
+        self.pin_members(&pins, &mut undo)?;
+        let (link, mode) = options.link(&interface, self.members[0].fd())?;
+        pins.put_link(&link)?;
+        undo.keep();
+        self.attached = Some(Attached { link, interface, mode, adopted: false, pins: Some(pins) });
+        Ok(())
     }
 
     /// Swaps the chain that is pinned for this one.
-    fn take_over(&mut self, link: Link, interface: Interface, pins: InterfacePins) -> Result<()> {
-        let unreadable = |source| Error::Interface {
-            interface: interface.name().to_owned(),
-            operation: "read the pinned link",
-            source,
-        };
+    fn take_over(
+        &mut self,
+        options: &AttachOptions,
+        link: Link,
+        interface: Interface,
+        pins: InterfacePins,
+    ) -> Result<()> {
         let mismatch = |what: &str, found: String, expected: String| Error::PinMismatch {
             path: pins.path().join("link"),
             what: what.into(),
             found,
             expected,
         };
-        let now = link.info().map_err(unreadable)?;
-        if now.interface != interface.index() {
-            let expected = format!("{} (`{interface}`)", interface.index());
-            return Err(mismatch("the interface of the link", now.interface.to_string(), expected));
+        let now = link.info().map_err(|cause| unreadable(&interface, cause))?;
+        let state = sys::net::xdp_state(interface.index()).map_err(|cause| unreadable(&interface, cause))?;
+        if now.interface != interface.index() || !state.programs.contains(&now.program) {
+            let found = format!("interface {} of another network namespace", now.interface);
+            return Err(mismatch(
+                "what the link is attached to",
+                found,
+                format!("`{interface}` ({})", interface.index()),
+            ));
         }
+        let chain = pins.chain(now.program)?;
         let Some(old) = pins.program(now.program)? else {
             return Err(mismatch("the program that runs", now.program.to_string(), "one that is pinned beside".into()));
         };
-        let kept_last = if self.last.is_none() { pins.last()? } else { None };
-        let previous_last = self.last.is_none();
-        if let Some(last) = kept_last {
-            self.members[self.members.len() - 1].point_to(Some(&last))?;
-            self.last = Some(last);
+        let names = self.stages();
+        let lost: Vec<String> = chain.stages.into_iter().filter(|name| !names.contains(&name.as_str())).collect();
+        if !lost.is_empty() && !options.may_drop_stages() {
+            return Err(Error::StagesLost { path: pins.path().to_owned(), stages: lost });
         }
-        let state = sys::net::xdp_state(interface.index()).map_err(unreadable)?;
-        let swapped =
-            self.pin_members(&pins).and_then(|()| link.replace(old.as_fd(), self.members[0].fd()).map_err(unreadable));
+        let kept = match chain.last {
+            Some(id) if self.last.is_none() => Some(pins.last(id)?),
+            _ => None,
+        };
+        let end = self.members.len() - 1;
+        if kept.is_some() {
+            self.members[end].point_to(kept.as_ref())?;
+        }
+        let mut undo = Undo::default();
+        let swapped = self.pin_members(&pins, &mut undo).and_then(|()| {
+            link.replace(old.as_fd(), self.members[0].fd()).map_err(|cause| unreadable(&interface, cause))
+        });
         if let Err(error) = swapped {
-            for member in &mut self.members {
-                if let Some(path) = member.pin.take() {
-                    let _ = std::fs::remove_dir_all(path);
-                }
-            }
-            if previous_last && self.last.take().is_some() {
-                self.members[self.members.len() - 1].point_to(None)?;
+            if kept.is_some() {
+                self.members[end].point_to(None)?;
             }
             return Err(error);
         }
+        undo.keep();
+        self.last = kept.or(self.last.take());
         let mode = match state.programs {
             [generic, _, _] if generic == now.program => XdpMode::Generic,
             [_, _, offload] if offload == now.program => XdpMode::Offload,
             _ => XdpMode::Native,
         };
-        // Packets may still be under way in the old chain, whose slots live by their pins.
-        self.wait_for_readers()?;
-        pins.sweep(&self.pinned_paths())?;
+        // Packets may still be under way in the old chain, whose slots live by their pins. Where we cannot wait for
+        // them, or not sweep, the next take-over will.
+        if self.wait_for_readers().is_ok() {
+            let _ = pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id));
+        }
         self.attached = Some(Attached { link, interface, mode, adopted: true, pins: Some(pins) });
         Ok(())
     }
 
-    fn pin_members(&mut self, pins: &InterfacePins) -> Result<()> {
+    fn pin_members(&mut self, pins: &InterfacePins, undo: &mut Undo) -> Result<()> {
         for member in &mut self.members {
-            member.pin = Some(pins.member(&member.shared.name, &member.instance)?);
+            pins.stage(&member.shared, undo)?;
+            member.pin = Some(pins.member(&member.shared.name, &member.instance, undo)?);
         }
-        match &self.last {
-            Some(last) => pins.put_last(last.as_fd()),
-            None => Ok(()),
-        }
+        self.last.as_ref().map_or(Ok(()), |last| pins.put_last(last, undo))
     }
 
     fn pinned_paths(&self) -> Vec<&Path> {
@@ -287,8 +305,10 @@ impl Pipeline {
         names.insert(at, stage.name());
         check_chain(&names, self.last.is_some())?;
         let _lock = self.begin_edit()?;
-        let member = self.prepare(stage.core(), at)?;
+        let mut undo = Undo::default();
+        let member = self.prepare(stage.core(), at, &mut undo)?;
         self.redirect_to(at, member)?;
+        undo.keep();
         Ok(())
     }
 
@@ -321,8 +341,10 @@ impl Pipeline {
         names[at] = stage.name();
         check_chain(&names, self.last.is_some())?;
         let _lock = self.begin_edit()?;
-        let member = self.prepare(stage.core(), at + 1)?;
+        let mut undo = Undo::default();
+        let member = self.prepare(stage.core(), at + 1, &mut undo)?;
         self.redirect_to(at, member)?;
+        undo.keep();
         let replaced = self.members.remove(at + 1);
         self.retire(vec![replaced])
     }
@@ -347,15 +369,12 @@ impl Pipeline {
             shared.push(Arc::clone(&self.members[self.index(name)?].shared));
         }
         let mut fresh = fresh_chain(&shared, self.last.as_ref())?;
-        for at in 0..fresh.len() {
-            if let Err(error) = self
-                .pin_member(&mut fresh[at])
-                .and_then(|()| if at + 1 == fresh.len() { self.set_head(&fresh[0]) } else { Ok(()) })
-            {
-                fresh.iter().for_each(unpin_quietly);
-                return Err(error);
-            }
+        let mut undo = Undo::default();
+        for member in &mut fresh {
+            self.pin_member(member, &mut undo)?;
         }
+        self.set_head(&fresh[0])?;
+        undo.keep();
         let old = std::mem::replace(&mut self.members, fresh);
         self.retire(old)
     }
@@ -363,26 +382,42 @@ impl Pipeline {
     /// Ends the chain in an XDP program of the caller's own, or with `None` in the network stack. The
     /// program must be of section `xdp.frags`, as our stages are. While packets flow, too.
     ///
+    /// The kernel follows at most 33 tail calls a packet, and lets one go on past the next: a program that makes
+    /// tail calls itself must leave the chain enough of them.
+    ///
     /// # Errors
-    /// [`Error::IncompatibleProgram`] says what differs; the chain is then as before.
+    /// [`Error::IncompatibleProgram`] says what differs; the chain is then as before. After any other error the
+    /// chain may end in either program.
     pub fn set_last(&mut self, program: Option<BorrowedFd<'_>>) -> Result<()> {
         let unreadable =
-            |source| Error::Program { program: "last".into(), operation: "duplicate its descriptor", source };
+            |cause| Error::Program { program: "last".into(), operation: "duplicate its descriptor", cause };
         let program = match program {
             Some(fd) => Some(Program::from_fd(fd.try_clone_to_owned().map_err(unreadable)?)?),
             None => None,
         };
+        if let Some(own) =
+            program.as_ref().filter(|own| self.members.iter().any(|m| m.instance.program.id() == own.id()))
+        {
+            let (program, id) = (own.name().to_owned(), own.id());
+            return Err(Error::IncompatibleProgram {
+                program,
+                id,
+                why: "it is a stage of this chain: packets would go in circles",
+            });
+        }
         check_chain(&self.stages(), program.is_some())?;
         let _lock = self.begin_edit()?;
-        self.members[self.members.len() - 1].point_to(program.as_ref())?;
-        let old = std::mem::replace(&mut self.last, program);
-        if let Some(pins) = self.pins() {
-            match &self.last {
-                Some(last) => pins.put_last(last.as_fd())?,
-                None => pins.remove_last()?,
-            }
+        let mut undo = Undo::default();
+        if let (Some(pins), Some(last)) = (self.pins(), &program) {
+            pins.put_last(last, &mut undo)?;
         }
-        if old.is_some() { self.wait_for_readers() } else { Ok(()) }
+        self.members[self.members.len() - 1].point_to(program.as_ref())?;
+        undo.keep();
+        let Some(old) = std::mem::replace(&mut self.last, program) else { return Ok(()) };
+        if let Some(pins) = self.pins().filter(|_| self.last.as_ref().is_none_or(|last| last.id() != old.id())) {
+            pins.remove_last(old.id())?;
+        }
+        self.wait_for_readers()
     }
 
     /// Detaches, also when pinned: the link and its pins go, the pins of the stages' tables stay.
@@ -393,14 +428,22 @@ impl Pipeline {
     pub fn detach(mut self) -> Result<()> {
         let _lock = self.begin_edit()?;
         let Some(attached) = self.attached.take() else { return Ok(()) };
-        let interface = attached.interface.name().to_owned();
-        let fail = |source| Error::Interface { interface, operation: "detach from it", source };
+        let fail = |cause| Error::Interface {
+            interface: attached.interface.name().to_owned(),
+            operation: "detach from it",
+            cause,
+        };
+        // The link's pin first: if we die here, the link dies with us, and no dead link stays pinned.
+        if let Some(pins) = &attached.pins {
+            pins.remove_link()?;
+        }
         attached.link.detach().map_err(fail)?;
+        // Packets that are inside the chain still get to its end.
+        let waited = self.wait_for_readers();
         if let Some(pins) = &attached.pins {
             pins.remove()?;
         }
-        // Packets that are inside the chain still get to its end.
-        self.wait_for_readers()
+        waited
     }
 
     fn index(&self, name: &str) -> Result<usize> {
@@ -423,11 +466,7 @@ impl Pipeline {
     fn begin_edit(&self) -> Result<Option<File>> {
         let Some(attached) = &self.attached else { return Ok(None) };
         let lock = attached.pins.as_ref().map(InterfacePins::lock).transpose()?;
-        let info = attached.link.info().map_err(|source| Error::Interface {
-            interface: attached.interface.name().to_owned(),
-            operation: "read its link",
-            source,
-        })?;
+        let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
         let expected = self.members[0].instance.program.id();
         if info.program != expected {
             let interface = attached.interface.name().to_owned();
@@ -437,34 +476,28 @@ impl Pipeline {
     }
 
     /// A new member that already names its successor, the program now at `next`, and is pinned.
-    fn prepare(&self, core: &StageCore, next: usize) -> Result<Member> {
+    fn prepare(&self, core: &StageCore, next: usize, undo: &mut Undo) -> Result<Member> {
         let mut member = Member::new(&core.shared)?;
         if let Some(next) = self.program_at(next) {
             member.point_to(Some(next))?;
         }
-        if let Some(pins) = self.pins() {
-            pins.stage(&member.shared)?;
-        }
-        self.pin_member(&mut member)?;
+        self.pin_member(&mut member, undo)?;
         Ok(member)
     }
 
-    fn pin_member(&self, member: &mut Member) -> Result<()> {
+    fn pin_member(&self, member: &mut Member, undo: &mut Undo) -> Result<()> {
         if let Some(pins) = self.pins() {
-            member.pin = Some(pins.member(&member.shared.name, &member.instance)?);
+            pins.stage(&member.shared, undo)?;
+            member.pin = Some(pins.member(&member.shared.name, &member.instance, undo)?);
         }
         Ok(())
     }
 
     /// Sends packets to a prepared member instead of to what stands at `at`.
     fn redirect_to(&mut self, at: usize, member: Member) -> Result<()> {
-        let done = match at {
-            0 => self.set_head(&member),
-            _ => self.members[at - 1].point_to(Some(&member.instance.program)),
-        };
-        if let Err(error) = done {
-            unpin_quietly(&member);
-            return Err(error);
+        match at {
+            0 => self.set_head(&member)?,
+            _ => self.members[at - 1].point_to(Some(&member.instance.program))?,
         }
         self.members.insert(at, member);
         Ok(())
@@ -472,10 +505,10 @@ impl Pipeline {
 
     fn set_head(&self, head: &Member) -> Result<()> {
         let Some(attached) = &self.attached else { return Ok(()) };
-        attached.link.replace(self.members[0].fd(), head.fd()).map_err(|source| Error::Interface {
+        attached.link.replace(self.members[0].fd(), head.fd()).map_err(|cause| Error::Interface {
             interface: attached.interface.name().to_owned(),
             operation: "swap its first program",
-            source,
+            cause,
         })
     }
 
@@ -490,7 +523,7 @@ impl Pipeline {
             return Err(error);
         }
         for path in members.iter().filter_map(|member| member.pin.as_deref()) {
-            let failed = |source| Error::Pin { path: path.to_owned(), operation: "remove the pins", source };
+            let failed = |cause| Error::Pin { path: path.to_owned(), operation: "remove the pins", cause };
             std::fs::remove_dir_all(path).map_err(failed)?;
         }
         Ok(())
@@ -498,7 +531,7 @@ impl Pipeline {
 
     fn wait_for_readers(&mut self) -> Result<()> {
         let fail =
-            |source: io::Error| Error::Map { map: "grace_outer".into(), operation: "wait for a grace period", source };
+            |cause: io::Error| Error::Map { map: "grace_outer".into(), operation: "wait for a grace period", cause };
         if self.grace.is_none() {
             self.grace = Some(GracePeriod::new().map_err(fail)?);
         }
@@ -517,11 +550,8 @@ fn fresh_chain(stages: &[Arc<Shared>], last: Option<&Program>) -> Result<Vec<Mem
     Ok(members)
 }
 
-fn unpin_quietly(member: &Member) {
-    if let Some(path) = &member.pin {
-        // The caller has an error to report already; the next edit sweeps.
-        let _ = std::fs::remove_dir_all(path);
-    }
+fn unreadable(interface: &Interface, cause: io::Error) -> Error {
+    Error::Interface { interface: interface.name().to_owned(), operation: "read or change its link", cause }
 }
 
 fn check_chain(names: &[&str], with_last: bool) -> Result<()> {
@@ -556,5 +586,34 @@ mod tests {
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         check_chain(&many, false).unwrap();
         assert!(refused(&many, true).contains("33 programs are too many"));
+    }
+
+    /// Needs root. The order of these steps is what keeps a packet that is inside a stage from falling out of the
+    /// chain; the window is too short for traffic to show it.
+    #[test]
+    fn what_packets_may_be_inside_of_is_let_go_only_after_a_grace_period() {
+        use xdpkit_lab::topology::Pair;
+
+        use crate::{MonitorConfig, PacketMonitor};
+        let stage = |name: &str| PacketMonitor::load(&MonitorConfig::default().name(name)).expect("needs root");
+        let (a, b, c) = (stage("a"), stage("b"), stage("c"));
+        let pair = Pair::new().unwrap();
+        let mut chain = Pipeline::new(&[&a, &b]).unwrap();
+        pair.server.run(|| chain.attach(&AttachOptions::new("eth0"))).unwrap();
+        let waits = |edit: &mut dyn FnMut(&mut Pipeline)| {
+            let before = sys::grace::WAITS.get();
+            edit(&mut chain);
+            sys::grace::WAITS.get() - before
+        };
+        let mut waits = waits;
+        assert_eq!(waits(&mut |chain| chain.insert(Position::First, &c).unwrap()), 0, "nothing was let go");
+        assert_eq!(waits(&mut |chain| chain.remove("b").unwrap()), 1);
+        assert_eq!(waits(&mut |chain| chain.replace("a", &b).unwrap()), 1);
+        assert_eq!(waits(&mut |chain| chain.reorder(&["b", "c"]).unwrap()), 1);
+        assert_eq!(waits(&mut |chain| chain.set_last(Some(a.program_fd())).unwrap()), 0);
+        assert_eq!(waits(&mut |chain| chain.set_last(None).unwrap()), 1);
+        let before = sys::grace::WAITS.get();
+        chain.detach().unwrap();
+        assert_eq!(sys::grace::WAITS.get() - before, 1);
     }
 }

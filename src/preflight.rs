@@ -132,10 +132,10 @@ struct Findings {
 
 impl Findings {
     fn of(interface: &Interface) -> Result<Self> {
-        let state = sys::net::xdp_state(interface.index()).map_err(|source| crate::Error::Interface {
+        let state = sys::net::xdp_state(interface.index()).map_err(|cause| crate::Error::Interface {
             interface: interface.name().to_owned(),
             operation: "read its XDP state",
-            source,
+            cause,
         })?;
         Ok(Self { interface: interface.clone(), state, list: Vec::new() })
     }

@@ -3,7 +3,7 @@
 use std::{
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use bytemuck::Pod;
@@ -106,9 +106,15 @@ pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) kind: &'static StageKind,
     pub(crate) maps: Vec<Map>,
+    /// Held while a setting is read, changed and written back.
+    settings: Mutex<()>,
 }
 
 impl Shared {
+    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>) -> Arc<Self> {
+        Arc::new(Self { name: name.to_owned(), kind, maps, settings: Mutex::default() })
+    }
+
     /// Another instance of the program, on the same tables.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
         let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
@@ -128,7 +134,7 @@ impl StageCore {
     pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
         pin::check_name(name)?;
         let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities })?);
-        Ok(Self { shared: Arc::new(Shared { name: name.to_owned(), kind, maps }), instance })
+        Ok(Self { shared: Shared::new(name, kind, maps), instance })
     }
 
     /// Takes over the tables that an earlier process pinned, with this build's program.
@@ -150,7 +156,7 @@ impl StageCore {
                 return Err(Error::PinMissing { path: pin::map_path(directory, name, map.name()) });
             }
         }
-        Ok(Self { shared: Arc::new(Shared { name: name.to_owned(), kind, maps: used }), instance })
+        Ok(Self { shared: Shared::new(name, kind, used), instance })
     }
 
     pub(crate) fn map(&self, name: &str) -> &Map {
@@ -161,8 +167,10 @@ impl StageCore {
         TypedMap::new(self.map(name))
     }
 
-    /// Changes the one entry of a settings table. The data path sees the old or the new settings of each field.
+    /// Changes the one entry of a settings table, one thread after the other. The data path sees the old or the new
+    /// value of each field.
     pub(crate) fn change_settings<V: Pod>(&self, name: &str, change: impl FnOnce(&mut V)) -> Result<()> {
+        let _alone = self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.table::<u32, V>(name);
         let mut settings = table.get(&0)?.unwrap_or(V::zeroed());
         change(&mut settings);

@@ -94,7 +94,7 @@ fn an_unknown_interface_is_named() {
 fn a_missing_capability_is_named() {
     // Capabilities are per thread, so this test can drop its own.
     let refused = std::thread::spawn(|| {
-        xdpkit_lab::drop_capabilities().unwrap();
+        xdpkit_lab::keep_capabilities(&[]).unwrap();
         let found = preflight::host();
         assert!(found.iter().any(|f| f.severity == Severity::Blocker && f.text.contains("CAP_BPF")), "{found:?}");
         Firewall::load(&FirewallConfig::default()).unwrap_err()

@@ -50,8 +50,17 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
         ("firewall", &["--interface"], "--interface: expected a value"),
         ("firewall", &["--lab", "--interface", "eth0"], "--interface: `eth0`: expected not to stand beside --lab"),
         ("firewall", &["--mode", "driver"], "--mode: `driver`: expected native, generic or auto"),
-        ("firewall", &["--duration", "-1"], "--duration: `-1`: expected seconds, more than 0"),
-        ("firewall", &["--stats-every", "soon"], "--stats-every: `soon`: expected seconds, more than 0"),
+        ("firewall", &["--duration", "-1"], "--duration: `-1`: expected seconds, more than 0 and at most a billion"),
+        (
+            "firewall",
+            &["--stats-every", "1e19"],
+            "--stats-every: `1e19`: expected seconds, more than 0 and at most a billion",
+        ),
+        (
+            "firewall",
+            &["--stats-every", "soon"],
+            "--stats-every: `soon`: expected seconds, more than 0 and at most a billion",
+        ),
         ("firewall", &["eth0"], "`eth0`: expected a flag; --help lists them"),
         (
             "firewall",
@@ -132,7 +141,7 @@ fn json_tells_ready_packets_stats_and_stopped() {
     let pair = Pair::new().unwrap();
     let mut command = pair.server.command(example("fundamentals"));
     command.args(["--interface", "eth0", "--json", "--action", "udp=tx", "--action", "icmpv6=pass"]);
-    command.args(["--stats-every", "0.2"]).stdout(Stdio::piped());
+    command.args(["--stats-every", "0.2", "--duration", "60"]).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let ready: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -145,7 +154,8 @@ fn json_tells_ready_packets_stats_and_stopped() {
     }
     std::thread::sleep(Duration::from_millis(300));
     let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    // A bare system has no kill program, but every shell knows how.
+    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {pid}")]).status().unwrap().success());
     let rest: Vec<Value> = lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 

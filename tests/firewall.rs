@@ -175,6 +175,12 @@ fn what_is_not_ip_follows_the_default_unless_told_otherwise() {
         let firewall = Firewall::load(&config).unwrap();
         assert_eq!(judge(&firewall, &lldp), (action, Reason::NotIp), "{config:?}");
     }
+    // The default changes: what follows it follows.
+    let firewall = Firewall::load(&FirewallConfig::default()).unwrap();
+    firewall.set_default(Decision::Deny).unwrap();
+    assert_eq!(judge(&firewall, &lldp), (Action::Drop, Reason::NotIp));
+    firewall.configure(&deny.not_ip(Decision::Allow)).unwrap();
+    assert_eq!(judge(&firewall, &lldp), (Action::Pass, Reason::NotIp));
 }
 
 #[test]

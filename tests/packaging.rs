@@ -50,10 +50,8 @@ fn the_package_holds_the_library_and_the_programs_and_nothing_else() {
 
 #[test]
 fn the_readme_runs_in_a_crate_outside() {
-    if common::times(0, 1, 0) == 0 {
-        // Two builds from nothing take minutes: `--full` runs them. Here: the text compiles (doc tests) and names
-        // what the builds below rely on.
-        assert!(ten_lines().contains("AttachOptions::new(\"eth0\")") && ten_lines().contains("fn main()"));
+    if common::is_emulated() {
+        assert!(ten_lines().contains("fn main()"), "README shows a whole program");
         return;
     }
     let scratch = env::temp_dir().join(format!("xdpkit-outside-{}", std::process::id()));

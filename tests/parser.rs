@@ -58,7 +58,7 @@ fn seen(frame: &[u8]) -> PacketEvent {
     let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1)).unwrap();
     let mut events = monitor.events().unwrap();
     assert_eq!(monitor.test_run(frame).unwrap().action, Action::Pass);
-    events.try_next().unwrap().expect("one event a packet")
+    events.try_next().expect("one event a packet")
 }
 
 /// Every row: what is sent, what becomes of it at the firewall, and why.

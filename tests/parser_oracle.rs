@@ -123,7 +123,7 @@ fn check(
         run = run.linear(bytes);
     }
     let verdict = monitor.run(&run).unwrap_or_else(|error| panic!("{error}\n{}", describe(frame, number)));
-    let event = events.try_next().unwrap().expect("every packet is sampled");
+    let event = events.try_next().expect("every packet is sampled");
     assert!(
         Reading::from(&event) == *expected,
         "{}\nthe parser says: {:#?}\nthe oracle says: {expected:#?}\nin the first buffer: {linear:?}",

@@ -7,7 +7,7 @@ use std::{env, fs, path::Path, process::Child, time::Duration};
 use common::traffic::{DENIED, Lockstep};
 use xdpkit::{
     Action, AttachOptions, Decision, Error, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Position,
-    Protocol, Reason, Rule, Stage as _, remove_pins,
+    Protocol, Reason, Rule, Stage as _, XdpMode, pinned, remove_pins,
 };
 use xdpkit_lab::{
     bpffs::{BpfFs, pin_array},
@@ -146,7 +146,7 @@ fn kill_9_in_the_middle_of_edits_leaves_a_whole_chain() {
         child.wait().unwrap();
         std::thread::sleep(Duration::from_millis(50));
         let firewall = Firewall::adopt(&directory, "firewall").unwrap();
-        let attachment = pair.server.run(|| firewall.attach(&options(&directory))).unwrap();
+        let attachment = pair.server.run(|| firewall.attach(&options(&directory).replace_chain(true))).unwrap();
         assert!(attachment.adopted());
         let sent = traffic.stop();
         assert_eq!(firewall.stats().unwrap().reason(Reason::Denied).packets, sent.denied, "round {round}");
@@ -214,7 +214,10 @@ fn pins_that_do_not_fit_are_refused_and_left_alone() {
     fs::remove_file(&abi).unwrap();
     pin_array(&abi, 8).unwrap();
     let error = Firewall::adopt(bpffs.path(), "firewall").unwrap_err();
-    assert!(error.to_string().contains("the size of the ABI record is 8, but 32 is expected"), "{error}");
+    assert!(
+        error.to_string().contains("values of 8 bytes, but an array of one value of 32 bytes is expected"),
+        "{error}"
+    );
     fs::remove_file(&abi).unwrap();
     fs::rename(bpffs.path().join("kept"), &abi).unwrap();
     // A map of another shape.
@@ -289,6 +292,177 @@ fn a_last_program_goes_on_through_an_adoption() {
     chain.set_last(None).unwrap();
     assert_eq!(chain.test_run(&frame).unwrap().action, Action::Pass);
     chain.detach().unwrap();
+}
+
+#[test]
+fn kill_9_in_attach_and_detach_never_blocks_the_next_start() {
+    if let Some(directory) = child_directory() {
+        let own = monitor("own");
+        own.set_action(Protocol::Udp, Some(Action::Drop)).unwrap();
+        fs::create_dir(directory.join("ready")).unwrap();
+        loop {
+            let firewall = Firewall::load_or_adopt(&directory, &FirewallConfig::default()).unwrap();
+            let mut chain = Pipeline::new(&[&firewall]).unwrap();
+            chain.attach(&options(&directory)).unwrap();
+            chain.set_last(Some(own.program_fd())).unwrap();
+            chain.set_last(None).unwrap();
+            chain.detach().unwrap();
+        }
+    }
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let directory = bpffs.path().join("app");
+    fs::create_dir(&directory).unwrap();
+    for round in 0..common::times(12, 100, 3) {
+        let mut child = start_child(&pair, "kill_9_in_attach_and_detach_never_blocks_the_next_start", &directory);
+        wait_until_ready(&directory, &mut child);
+        std::thread::sleep(Duration::from_millis(60 + 7 * (round as u64 % 13)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let firewall = Firewall::load_or_adopt(&directory, &FirewallConfig::default()).unwrap();
+        let mut chain = Pipeline::new(&[&firewall]).unwrap();
+        pair.server.run(|| chain.attach(&options(&directory))).unwrap();
+        // Killed between its two calls, the other's last program goes on; it can be let go of.
+        chain.set_last(None).unwrap();
+        assert_eq!(pinned(&directory).unwrap().interfaces[0].1, ["firewall"], "round {round}");
+        chain.detach().unwrap();
+        assert_eq!(pinned(&directory).unwrap().interfaces, []);
+    }
+}
+
+#[test]
+fn an_interface_that_comes_again_is_no_obstacle() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let firewall = firewall();
+    let attachment = pair.server.run(|| firewall.attach(&options(bpffs.path()))).unwrap();
+    assert!(attachment.is_attached().unwrap());
+    pair.server.delete_link("eth0").unwrap();
+    assert!(!attachment.is_attached().unwrap());
+    drop((attachment, firewall));
+    xdpkit_lab::veth((&pair.client, "eth0"), (&pair.server, "eth0")).unwrap();
+    let firewall = Firewall::adopt(bpffs.path(), "firewall").unwrap();
+    let attachment = pair.server.run(|| firewall.attach(&options(bpffs.path()))).unwrap();
+    assert!(!attachment.adopted() && attachment.is_attached().unwrap());
+    assert_eq!(pinned(bpffs.path()).unwrap().interfaces.len(), 1, "the pins of the old one are gone");
+    assert_eq!(firewall.len().unwrap(), 2, "the rules are not");
+    attachment.detach().unwrap();
+}
+
+#[test]
+fn two_namespaces_may_not_share_a_directory() {
+    let (one, two) = (Pair::new().unwrap(), Pair::new().unwrap());
+    let bpffs = BpfFs::new().unwrap();
+    let (a, b) = (monitor("a"), monitor("b"));
+    let attachment = one.server.run(|| a.attach(&options(bpffs.path()))).unwrap();
+    let error = two.server.run(|| b.attach(&options(bpffs.path()))).unwrap_err();
+    assert!(error.to_string().contains("of another network namespace"), "{error}");
+    assert!(attachment.is_attached().unwrap());
+    assert_eq!(pinned(bpffs.path()).unwrap().stages, [("a".into(), "monitor".into())], "nothing of b was left");
+    attachment.detach().unwrap();
+}
+
+#[test]
+fn a_refused_attachment_leaves_no_pins() {
+    let alone = xdpkit_lab::Namespace::new("alone").unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let native = AttachOptions::new("lo").pin(bpffs.path());
+    let error = alone.run(|| firewall().attach(&native)).unwrap_err();
+    assert!(matches!(error, Error::ModeRefused { .. }), "{error}");
+    assert_eq!(pinned(bpffs.path()).unwrap(), xdpkit::Pinned::default());
+    let attachment = alone.run(|| firewall().attach(&native.mode(XdpMode::Generic))).unwrap();
+    attachment.detach().unwrap();
+}
+
+#[test]
+fn a_take_over_does_not_drop_a_stage_unasked() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let mut chain = Pipeline::new(&[&monitor("monitor"), &firewall()]).unwrap();
+    pair.server.run(|| chain.attach(&options(bpffs.path()))).unwrap();
+    let index = pair.server.ifindex("eth0").unwrap();
+    let pins = pinned(bpffs.path()).unwrap();
+    assert_eq!(pins.interfaces, [(index, vec!["monitor".to_owned(), "firewall".to_owned()])]);
+    assert_eq!(pins.stages, [("firewall".into(), "firewall".into()), ("monitor".into(), "monitor".into())]);
+    drop(chain);
+    let monitor = PacketMonitor::adopt(bpffs.path(), "monitor").unwrap();
+    let error = pair.server.run(|| monitor.attach(&options(bpffs.path()))).unwrap_err();
+    assert!(matches!(&error, Error::StagesLost { stages, .. } if stages == &["firewall"]), "{error}");
+    assert_eq!(pinned(bpffs.path()).unwrap(), pins, "nothing was touched");
+    let attachment = pair.server.run(|| monitor.attach(&options(bpffs.path()).replace_chain(true))).unwrap();
+    assert_eq!(pinned(bpffs.path()).unwrap().interfaces, [(index, vec!["monitor".to_owned()])]);
+    attachment.detach().unwrap();
+}
+
+#[test]
+fn two_threads_edit_two_interfaces_in_one_directory() {
+    let hub = Pair::new().unwrap();
+    let far = xdpkit_lab::Namespace::new("far").unwrap();
+    xdpkit_lab::veth((&hub.server, "eth1"), (&far, "eth0")).unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    std::thread::scope(|scope| {
+        for interface in ["eth0", "eth1"] {
+            let (hub, bpffs) = (&hub, &bpffs);
+            scope.spawn(move || {
+                let (a, b) = (monitor(&format!("{interface}-a")), monitor(&format!("{interface}-b")));
+                let mut chain = Pipeline::new(&[&a]).unwrap();
+                hub.server.run(|| chain.attach(&AttachOptions::new(interface).pin(bpffs.path()))).unwrap();
+                for _ in 0..common::times(10, 50, 2) {
+                    chain.insert(Position::Last, &b).unwrap();
+                    chain.remove(b.name()).unwrap();
+                }
+                chain.detach().unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn pins_are_adopted_without_cap_sys_admin() {
+    use xdpkit_lab::capability::{BPF, NET_ADMIN, PERFMON};
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let path = bpffs.path();
+    pair.server.run(|| {
+        xdpkit_lab::keep_capabilities(&[BPF, NET_ADMIN, PERFMON]).unwrap();
+        let mut chain = Pipeline::new(&[&monitor("monitor"), &firewall()]).unwrap();
+        chain.attach(&options(path)).unwrap();
+        drop(chain);
+        let (monitor, firewall) =
+            (PacketMonitor::adopt(path, "monitor").unwrap(), Firewall::adopt(path, "firewall").unwrap());
+        let mut chain = Pipeline::new(&[&monitor, &firewall]).unwrap();
+        chain.attach(&options(path)).unwrap();
+        assert!(chain.adopted());
+        chain.reorder(&["firewall", "monitor"]).unwrap();
+        assert_eq!(firewall.len().unwrap(), 2);
+        assert!(monitor.events().unwrap().try_next().is_none());
+        assert_eq!(pinned(path).unwrap().interfaces[0].1, ["firewall", "monitor"]);
+        chain.detach().unwrap();
+    });
+}
+
+#[test]
+fn a_value_and_its_adopted_twin_share_one_reader() {
+    let pair = Pair::new().unwrap();
+    let bpffs = BpfFs::new().unwrap();
+    let one = monitor("monitor");
+    let attachment = pair.server.run(|| one.attach(&options(bpffs.path()))).unwrap();
+    let twin = PacketMonitor::adopt(bpffs.path(), "monitor").unwrap();
+    let events = one.events().unwrap();
+    assert!(matches!(twin.events(), Err(Error::EventsTaken { .. })));
+    drop(events);
+    assert!(twin.events().is_ok());
+    attachment.detach().unwrap();
+}
+
+#[test]
+fn ordinary_directories_are_not_taken_for_pins() {
+    let directory = env::temp_dir().join(format!("xdpkit-ordinary-{}", std::process::id()));
+    fs::create_dir_all(directory.join("stages/raw")).unwrap();
+    fs::write(directory.join("stages/raw/important"), "x").unwrap();
+    assert!(matches!(remove_pins(&directory), Err(Error::NotBpfFs { .. })));
+    assert_eq!(fs::read_to_string(directory.join("stages/raw/important")).unwrap(), "x");
+    fs::remove_dir_all(&directory).unwrap();
 }
 
 #[test]

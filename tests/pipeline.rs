@@ -122,6 +122,9 @@ fn the_chain_ends_in_a_program_of_the_callers_own() {
     assert_eq!(chain.test_run(&frame()).unwrap().action, Action::Drop);
     chain.set_last(None).unwrap();
     assert_eq!(chain.test_run(&frame()).unwrap().action, Action::Pass);
+    let head = chain.program_fd().try_clone_to_owned().unwrap();
+    let error = chain.set_last(Some(head.as_fd())).unwrap_err();
+    assert!(matches!(&error, Error::IncompatibleProgram { why, .. } if why.contains("in circles")), "{error}");
 }
 
 #[test]

@@ -24,10 +24,12 @@ struct firewall_rule {
 	__u32 prefix_length; /* of its key: a look-up does not tell which prefix it found */
 };
 
+#define FIREWALL_FOLLOW_DEFAULT 0xff
+
 /* Verdicts where no rule decides: each enum xdp_action, XDP_PASS or XDP_DROP. */
 struct firewall_settings {
 	__u32 default_action;
-	__u32 not_ip;      /* Ethernet frames that are neither ARP nor IP */
+	__u32 not_ip;      /* Ethernet frames that are neither ARP nor IP; or FIREWALL_FOLLOW_DEFAULT */
 	__u32 unsupported; /* deeper than the parser looks */
 	__u32 neighbours;  /* ARP and IPv6 neighbour discovery; XDP_DROP: the rules decide */
 };

@@ -20,7 +20,7 @@ struct {
 	__type(value, __u32);
 } next_stage SEC(".maps");
 
-/* One value with all counters: user space reads them in one call, of one moment per CPU. */
+/* One value with all counters: user space reads them in one call. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

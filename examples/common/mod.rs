@@ -123,9 +123,10 @@ fn mode(value: &str) -> Result<XdpMode, Usage> {
 }
 
 fn seconds(flag: &str, value: &str) -> Result<Duration, Usage> {
-    let parsed = value.parse().ok().filter(|seconds: &f64| *seconds > 0.0);
+    const MOST: f64 = 1e9;
+    let parsed = value.parse().ok().filter(|seconds: &f64| *seconds > 0.0 && *seconds <= MOST);
     let duration = parsed.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    duration.ok_or_else(|| Usage::new(flag, value, "seconds, more than 0"))
+    duration.ok_or_else(|| Usage::new(flag, value, "seconds, more than 0 and at most a billion"))
 }
 
 /// Turns an example's result into its exit code, with one line on stderr.
@@ -194,10 +195,11 @@ impl<'a> Session<'a> {
         Arc::clone(&self.stop)
     }
 
-    /// Calls `tick` again and again until it is time to stop, then detaches. `extra` adds to the statistics.
+    /// Calls `tick` again and again until it is time to stop, detaches, and then until it has nothing left to do.
+    /// `extra` adds to the statistics.
     pub(crate) fn run(
         self,
-        mut tick: impl FnMut(Output) -> Result<(), Failure>,
+        mut tick: impl FnMut(Output) -> Result<bool, Failure>,
         extra: impl Fn() -> xdpkit::Result<Value>,
     ) -> Result<(), Failure> {
         let start = Instant::now();
@@ -214,7 +216,7 @@ impl<'a> Session<'a> {
         for attachment in self.attachments {
             attachment.detach()?;
         }
-        tick(self.output)?;
+        while tick(self.output)? {}
         print_stats(self.output, &self.stage.stats()?, &extra()?);
         self.output.line(&json!({"event": "stopped"}), || "stopped".into());
         Ok(())

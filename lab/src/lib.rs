@@ -41,8 +41,18 @@ pub use error::{Error, Result};
 pub use namespace::Namespace;
 pub use packet::PacketSocket;
 
-/// Takes all capabilities from the calling thread, and only from it, to see what an unprivileged user sees.
-pub fn drop_capabilities() -> Result<()> {
+/// Capabilities by number, for [`keep_capabilities`].
+pub mod capability {
+    /// CAP_NET_ADMIN.
+    pub const NET_ADMIN: u32 = 12;
+    /// CAP_PERFMON.
+    pub const PERFMON: u32 = 38;
+    /// CAP_BPF.
+    pub const BPF: u32 = 39;
+}
+
+/// Leaves the calling thread, and only it, with these capabilities, to see what others than root see.
+pub fn keep_capabilities(kept: &[u32]) -> Result<()> {
     use error::Context as _;
-    sys::drop_capabilities().context(|| "drop capabilities".into())
+    sys::keep_capabilities(kept).context(|| "drop capabilities".into())
 }

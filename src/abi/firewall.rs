@@ -7,6 +7,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::assert_same_layout;
 
+/// In `Settings::not_ip`: the same as the default.
+pub(crate) const FOLLOW_DEFAULT: u32 = 0xff;
+
 /// The kernel compares the address byte by byte from the front, so it must be in network byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

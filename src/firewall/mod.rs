@@ -9,7 +9,7 @@ pub use list::{parse_prefix, read_prefix_list};
 
 use crate::{
     Action, Error, Result, Stage,
-    abi::firewall::{Key4, Key6, Rule as RawRule, Settings},
+    abi::firewall::{FOLLOW_DEFAULT, Key4, Key6, Rule as RawRule, Settings},
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{
         self,
@@ -100,7 +100,8 @@ pub struct FirewallConfig {
     /// default: the same as `default`.
     pub not_ip: Option<Decision>,
     /// What happens to packets deeper than the parser looks: more than two VLAN tags or eight IPv6 extension
-    /// headers. Deny by default, so that no rule can be passed by that way.
+    /// headers, or headers that a driver put into a second buffer. Deny by default, so that no rule can be passed by
+    /// that way.
     pub unsupported: Decision,
     /// Whether ARP and IPv6 neighbour discovery from the link always pass; true by default. Without them the
     /// host cannot be reached at all. If false, `default` decides over ARP, and the rules over neighbour discovery.
@@ -214,16 +215,38 @@ impl Firewall {
         }
         let capacities = [("rules_v4", config.capacity), ("rules_v6", config.capacity)];
         let core = StageCore::load(&KIND, &config.name, &capacities)?;
+        let firewall = Self { core };
+        firewall.configure(config)?;
+        Ok(firewall)
+    }
+
+    /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
+    /// it wants to go on where the last one ended. An adopted firewall keeps its rules and policies.
+    ///
+    /// # Errors
+    /// As [`Firewall::load`] and [`Firewall::adopt`], but for [`Error::PinMissing`].
+    pub fn load_or_adopt(directory: impl AsRef<Path>, config: &FirewallConfig) -> Result<Self> {
+        match Self::adopt(directory, &config.name) {
+            Err(Error::PinMissing { .. }) => Self::load(config),
+            answer => answer,
+        }
+    }
+
+    /// From now on, follows the policies of this configuration; its name and capacity are passed over. For an adopted
+    /// firewall, whose policies are those that it was pinned with.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn configure(&self, config: &FirewallConfig) -> Result<()> {
         let neighbours = if config.pass_neighbours { Decision::Allow } else { Decision::Deny };
-        core.change_settings("settings", |settings: &mut Settings| {
+        self.core.change_settings("settings", |settings: &mut Settings| {
             *settings = Settings {
                 default_action: config.default.action(),
-                not_ip: config.not_ip.unwrap_or(config.default).action(),
+                not_ip: config.not_ip.map_or(FOLLOW_DEFAULT, Decision::action),
                 unsupported: config.unsupported.action(),
                 neighbours: neighbours.action(),
             };
-        })?;
-        Ok(Self { core })
+        })
     }
 
     /// Takes over the tables (rules, settings, counters) that an earlier process pinned under this name. To
@@ -235,7 +258,8 @@ impl Firewall {
         Ok(Self { core: StageCore::adopt(&KIND, directory.as_ref(), name)? })
     }
 
-    /// From now on, decides so over IP packets from sources that no rule covers.
+    /// From now on, decides so over IP packets from sources that no rule covers, and over what is not IP unless
+    /// [`FirewallConfig::not_ip`] says otherwise.
     ///
     /// # Errors
     /// [`Error::Map`].
@@ -335,8 +359,13 @@ impl Firewall {
     /// # Errors
     /// [`Error::Map`].
     pub fn iter(&self) -> Result<impl Iterator<Item = (IpNet, Rule)> + use<>> {
-        let v4 = self.v4().entries()?.into_iter().filter_map(|(key, raw)| Some((key.net()?, Rule::from_raw(raw))));
-        let v6 = self.v6().entries()?.into_iter().filter_map(|(key, raw)| Some((key.net()?, Rule::from_raw(raw))));
+        // The kernel reads a batch by longest match: a prefix that has just been removed would come with the rule of
+        // one that covers it.
+        let own = |prefix: Option<IpNet>, raw: RawRule| {
+            prefix.filter(|prefix| u32::from(prefix.prefix_len()) == raw.prefix_length).zip(Some(Rule::from_raw(raw)))
+        };
+        let v4 = self.v4().entries()?.into_iter().filter_map(|(key, raw)| own(key.net(), raw));
+        let v6 = self.v6().entries()?.into_iter().filter_map(|(key, raw)| own(key.net(), raw));
         let mut rules: Vec<(IpNet, Rule)> = v4.chain(v6).collect();
         rules.sort_by_key(|(prefix, _)| *prefix);
         rules.dedup_by_key(|(prefix, _)| *prefix);

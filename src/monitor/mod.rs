@@ -2,11 +2,7 @@
 
 mod event;
 
-use std::{
-    path::Path,
-    str::FromStr,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{path::Path, str::FromStr};
 
 pub use event::{Fragment, Network, PacketEvent, Transport, VlanTag};
 
@@ -183,7 +179,6 @@ impl ProtocolCounts {
 #[derive(Debug)]
 pub struct PacketMonitor {
     core: StageCore,
-    events_taken: Arc<AtomicBool>,
 }
 
 impl Sealed for PacketMonitor {
@@ -207,7 +202,7 @@ impl PacketMonitor {
                 expected: "a power of two of at least 4096",
             });
         }
-        let monitor = Self::of(StageCore::load(&KIND, &config.name, &[("events", config.ring_bytes)])?);
+        let monitor = Self { core: StageCore::load(&KIND, &config.name, &[("events", config.ring_bytes)])? };
         monitor.set_sample(config.sample)?;
         Ok(monitor)
     }
@@ -218,11 +213,19 @@ impl PacketMonitor {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        Ok(Self::of(StageCore::adopt(&KIND, directory.as_ref(), name)?))
+        Ok(Self { core: StageCore::adopt(&KIND, directory.as_ref(), name)? })
     }
 
-    fn of(core: StageCore) -> Self {
-        Self { core, events_taken: Arc::default() }
+    /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
+    /// it wants to go on where the last one ended. An adopted monitor keeps its settings.
+    ///
+    /// # Errors
+    /// As [`PacketMonitor::load`] and [`PacketMonitor::adopt`], but for [`Error::PinMissing`].
+    pub fn load_or_adopt(directory: impl AsRef<Path>, config: &MonitorConfig) -> Result<Self> {
+        match Self::adopt(directory, &config.name) {
+            Err(Error::PinMissing { .. }) => Self::load(config),
+            answer => answer,
+        }
     }
 
     /// From now on, every n-th packet of each CPU becomes an event; 0 for none.
@@ -238,7 +241,8 @@ impl PacketMonitor {
     /// protocol, too.
     ///
     /// [`Action::Tx`] swaps MACs, IP addresses and ports and sends the frame back; frames to a group address
-    /// (broadcast, multicast) go on instead.
+    /// (broadcast, multicast) or from one go on instead. Two hosts that both send packets back keep each other busy
+    /// with a single one: a tool for looking, not for production.
     ///
     /// # Errors
     /// [`Error::Invalid`] for [`Action::Redirect`], which needs a target; [`Error::Map`].
@@ -276,11 +280,11 @@ impl PacketMonitor {
     /// The reader of the packets that were sampled.
     ///
     /// # Errors
-    /// [`Error::EventsTaken`] while another reader of this value lives.
+    /// [`Error::EventsTaken`] while another reader of these events lives in this process.
     pub fn events(&self) -> Result<Events<PacketEvent>> {
         let decode =
             |record: &[u8]| bytemuck::try_pod_read_unaligned::<Event>(record).ok().and_then(PacketEvent::decode);
-        Events::open(self.name(), self.core.map("events"), &self.events_taken, decode)
+        Events::open(self.name(), self.core.map("events"), decode)
     }
 
     /// Sampled packets that were not reported because the ring buffer was full.

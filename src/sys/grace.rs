@@ -33,6 +33,8 @@ impl GracePeriod {
 
     /// Returns after every CPU has left the XDP programs that it ran at the time of the call. Takes milliseconds.
     pub(crate) fn wait(&self) -> io::Result<()> {
+        #[cfg(test)]
+        WAITS.with(|waits| waits.set(waits.get() + 1));
         let (key, value) = (0_u32, self.inner.as_fd().as_raw_fd());
         // SAFETY: the outer map has 4-byte keys and takes a 4-byte descriptor as value; both live on the stack.
         let answer = unsafe {
@@ -45,4 +47,10 @@ impl GracePeriod {
         };
         check(answer).map(drop)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has waited: what is left out would not be noticed by any packet for a long time.
+    pub(crate) static WAITS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }

@@ -42,7 +42,7 @@ impl Link {
 
     /// Opens a pinned link; `Ok(None)` when nothing is pinned there.
     pub(crate) fn open_pinned(path: &Path) -> Result<Option<Self>> {
-        let fail = |source| Error::Pin { path: path.to_owned(), operation: "open it", source };
+        let fail = |cause| Error::Pin { path: path.to_owned(), operation: "open it", cause };
         match pin::kind_of(path).map_err(fail)? {
             None => Ok(None),
             Some(pin::Kind::Link) => Ok(Some(Self { fd: pin::get(path).map_err(fail)? })),

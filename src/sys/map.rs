@@ -39,8 +39,26 @@ impl Map {
             raw::bpf_map_create_opts { sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t, ..Default::default() };
         let size = u32::try_from(value_size).expect("a record is small");
         let handle = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options)
-            .map_err(|error| Error::Map { map: name.to_owned(), operation: "create it", source: io_error(&error) })?;
+            .map_err(|error| Error::Map { map: name.to_owned(), operation: "create it", cause: io_error(&error) })?;
         Ok(Self::new(handle, name))
+    }
+
+    /// Whether it is such a record, so that it may be read as one.
+    pub(crate) fn is_record_of(&self, value_size: usize) -> bool {
+        self.handle.map_type() == MapType::Array
+            && self.handle.key_size() == 4
+            && self.handle.value_size() as usize == value_size
+    }
+
+    /// Type and sizes, for messages.
+    pub(crate) fn shape(&self) -> String {
+        let handle = &self.handle;
+        format!(
+            "{:?} with keys of {} and values of {} bytes",
+            handle.map_type(),
+            handle.key_size(),
+            handle.value_size()
+        )
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -60,6 +78,15 @@ impl Map {
         Ok(self.handle.info().map_err(|error| self.error("read its id", io_error(&error)))?.info.id)
     }
 
+    /// The id of the program in slot 0 of a program array; `None` when it is empty.
+    pub(crate) fn slot_program(&self) -> Result<Option<u32>> {
+        let mut id = 0_u32;
+        match self.lookup_raw(bytemuck::bytes_of(&0_u32), bytemuck::bytes_of_mut(&mut id)) {
+            Ok(found) => Ok(found.then_some(id)),
+            Err(error) => Err(self.error("read the slot", error)),
+        }
+    }
+
     /// Fills slot 0 of a program array. The kernel refuses a program that does not fit the array's owner.
     pub(crate) fn slot_set(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let (key, fd) = (0_u32, program.as_raw_fd());
@@ -74,8 +101,8 @@ impl Map {
         }
     }
 
-    pub(crate) fn error(&self, operation: &'static str, source: io::Error) -> Error {
-        Error::Map { map: self.name.clone(), operation, source }
+    pub(crate) fn error(&self, operation: &'static str, cause: io::Error) -> Error {
+        Error::Map { map: self.name.clone(), operation, cause }
     }
 
     fn fd(&self) -> RawFd {
@@ -220,6 +247,8 @@ impl<'m, K: Pod, V: Pod> TypedMap<'m, K, V> {
                     size *= 2;
                     continue;
                 }
+                // Keys vanished while the kernel copied; what it has copied is valid, and so is the position.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && count > 0 => false,
                 Err(error) => return Err(fail(error)),
             };
             let count = (count as usize).min(size);
@@ -270,7 +299,7 @@ impl<'m, V: Pod> PerCpu<'m, V> {
 
 /// Opens a pinned map; `Ok(None)` when nothing is pinned there.
 pub(crate) fn open_pinned(path: &Path, name: &str) -> Result<Option<Map>> {
-    let fail = |source| Error::Pin { path: path.to_owned(), operation: "open it", source };
+    let fail = |cause| Error::Pin { path: path.to_owned(), operation: "open it", cause };
     match super::pin::kind_of(path).map_err(fail)? {
         None => Ok(None),
         Some(super::pin::Kind::Map) => {

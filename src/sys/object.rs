@@ -101,9 +101,9 @@ fn same_shape(program: &str, ours: &libbpf_rs::OpenMapMut<'_>, shared: &Map) -> 
 }
 
 /// Says what stands behind a refused load: a missing capability, an old kernel, the verifier.
-fn load_error(program: &str, source: io::Error, log: &[u8]) -> Error {
+fn load_error(program: &str, cause: io::Error, log: &[u8]) -> Error {
     let missing = super::missing_capabilities();
-    if source.raw_os_error() == Some(libc::EPERM) && !missing.is_empty() {
+    if cause.raw_os_error() == Some(libc::EPERM) && !missing.is_empty() {
         let operation = format!("loading program `{program}`");
         return Error::MissingCapability { operation, capability: missing.join(", ") };
     }
@@ -113,9 +113,9 @@ fn load_error(program: &str, source: io::Error, log: &[u8]) -> Error {
     }
     let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
     if log.is_empty() {
-        return Error::Load { program: program.to_owned(), source };
+        return Error::Load { program: program.to_owned(), cause };
     }
     let start = log.len().saturating_sub(LOG_SHOWN);
     let start = (start..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
-    Error::Verifier { program: program.to_owned(), log: log[start..].to_owned(), source }
+    Error::Verifier { program: program.to_owned(), log: log[start..].to_owned(), cause }
 }

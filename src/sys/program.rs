@@ -59,7 +59,7 @@ impl Program {
         let mut size = size_of_val(&info) as u32;
         // SAFETY: `info` is a plain C struct of `size` bytes, zeroed, so that the kernel follows no pointer in it.
         let answer = unsafe { raw::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut size) };
-        let unreadable = |source| Error::Program { program: "?".into(), operation: "read its description", source };
+        let unreadable = |cause| Error::Program { program: "?".into(), operation: "read its description", cause };
         check(answer).map_err(unreadable)?;
         // SAFETY: the kernel ends the name with a zero inside the array, which was zeroed before.
         let name = unsafe { CStr::from_ptr(info.name.as_ptr()) }.to_string_lossy().into_owned();
@@ -71,7 +71,7 @@ impl Program {
 
     /// Opens a pinned program; `Ok(None)` when nothing is pinned there.
     pub(crate) fn open_pinned(path: &Path) -> Result<Option<Self>> {
-        let fail = |source| Error::Pin { path: path.to_owned(), operation: "open it", source };
+        let fail = |cause| Error::Pin { path: path.to_owned(), operation: "open it", cause };
         match pin::kind_of(path).map_err(fail)? {
             None => Ok(None),
             Some(pin::Kind::Program) => Self::from_fd(pin::get(path).map_err(fail)?).map(Some),
@@ -88,7 +88,7 @@ impl Program {
     }
 
     pub(crate) fn run(&self, request: &RunRequest<'_>) -> Result<RunAnswer> {
-        let fail = |source| Error::TestRun { program: self.name.clone(), length: request.frame.len(), source };
+        let fail = |cause| Error::TestRun { program: self.name.clone(), length: request.frame.len(), cause };
         // Room for the headers that a program may prepend.
         let mut out = vec![0_u8; if request.live.is_some() { 0 } else { request.frame.len() + 512 }];
         let length = u32::try_from(request.frame.len()).map_err(|_| fail(io::ErrorKind::InvalidInput.into()))?;

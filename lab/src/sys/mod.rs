@@ -57,11 +57,14 @@ pub(crate) fn process_exists(pid: i32) -> bool {
     unsafe { libc::kill(pid, 0) == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM) }
 }
 
-/// Takes all capabilities from the calling thread, and only from it.
-pub(crate) fn drop_capabilities() -> io::Result<()> {
+/// Leaves the calling thread, and only it, with these capabilities.
+pub(crate) fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
-    let sets = [0_u32; 6];
+    let bits = kept.iter().fold(0_u64, |bits, capability| bits | 1 << capability);
+    let (low, high) = (bits as u32, (bits >> 32) as u32);
+    // Effective, permitted and inheritable, the lower 32 of each and then the upper ones.
+    let sets = [low, low, 0, high, high, 0];
     // SAFETY: both arrays are laid out as capset(2) wants them in this version, and live through the call.
     check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } as libc::c_int).map(drop)
 }
