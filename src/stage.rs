@@ -187,8 +187,11 @@ impl StageCore {
     }
 }
 
+/// The instance, and the tables that it shares. Maps with a dot in their names are the compiler's (constants in
+/// `.rodata`): the program holds them, they say nothing of the value's state, and could not be pinned.
 fn split(loaded: Loaded) -> (Instance, Vec<Map>) {
-    let (mut slots, maps): (Vec<_>, Vec<_>) = loaded.maps.into_iter().partition(|map| map.name() == SLOT);
+    let tables = loaded.maps.into_iter().filter(|map| !map.name().contains('.'));
+    let (mut slots, maps): (Vec<_>, Vec<_>) = tables.partition(|map| map.name() == SLOT);
     let slot = slots.pop().expect("every stage has a slot");
     (Instance { program: loaded.program, slot }, maps)
 }
