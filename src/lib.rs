@@ -7,6 +7,8 @@ mod error;
 mod events;
 mod firewall;
 mod interface;
+#[allow(dead_code, reason = "the compiled engine of the firewall will use it")]
+mod lpm;
 mod monitor;
 mod pin;
 mod pipeline;

@@ -21,6 +21,7 @@ mod cost;
 mod flows;
 mod kernel;
 mod layout;
+mod lpm;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -33,6 +34,7 @@ pub use cost::{Cost, Table};
 pub use flows::{Random, random_v4, random_v6};
 use kernel::{Programs, Run};
 use layout::Layout;
+pub use lpm::{LpmProbe, Route};
 
 use crate::device::veth;
 use crate::error::{Context, Error, Result};

@@ -6,6 +6,8 @@
 pub(crate) mod grace;
 pub(crate) mod link;
 pub(crate) mod map;
+#[allow(dead_code, reason = "the compiled engine of the firewall will use it")]
+pub(crate) mod mmap;
 pub(crate) mod net;
 pub(crate) mod object;
 pub(crate) mod pin;

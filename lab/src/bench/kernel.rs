@@ -139,7 +139,7 @@ fn cpu_time() -> io::Result<Duration> {
 }
 
 /// Keeps the errno inside, which tells missing privileges from the rest.
-fn io_error(error: libbpf_rs::Error) -> io::Error {
+pub(super) fn io_error(error: libbpf_rs::Error) -> io::Error {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(this) = cause {
         let code = this.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);

@@ -1,0 +1,132 @@
+//! Building a table at once, from sorted prefixes.
+
+use std::sync::atomic::AtomicU32;
+
+use super::{
+    Block, Error, LEAF_END, Prefix, ROOT_ORDER, ROOT_SLOTS, Root, Slots, Table, covered, covered_by_root,
+    node::{self, Path, Shape},
+};
+
+/// A prefix ready to be painted.
+struct Entry {
+    octets: [u8; 16],
+    length: u8,
+    leaf: u32,
+}
+
+impl<M: AsRef<[AtomicU32]>> Table<M> {
+    /// Builds a table that no program knows of yet, or nothing. The prefixes are sorted by address and then by length,
+    /// each is there once, and leaves are neither 0 nor [`LEAF_END`] or more.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub(crate) fn build<P: Prefix>(&mut self, prefixes: &[(P, u32)]) -> Result<Root<P>, Error> {
+        let entries: Vec<Entry> = prefixes
+            .iter()
+            .map(|(prefix, leaf)| Entry { octets: prefix.octets(), length: prefix.length(), leaf: *leaf })
+            .collect();
+        let sorted = entries.is_sorted_by(|a, b| (a.octets, a.length) < (b.octets, b.length));
+        assert!(sorted, "prefixes are sorted, each is there once");
+        assert!(entries.iter().all(|entry| (1..LEAF_END).contains(&entry.leaf)), "leaves have 31 bits, not all 0");
+
+        let mut taken = Vec::new();
+        let root = self.build_root::<P>(&entries, &mut taken);
+        if root.is_err() {
+            taken.into_iter().for_each(|block| self.lines.give(block));
+        }
+        root
+    }
+
+    fn build_root<P: Prefix>(&mut self, entries: &[Entry], taken: &mut Vec<Block>) -> Result<Root<P>, Error> {
+        let block = self.lines.take(ROOT_ORDER)?;
+        taken.push(block);
+        let mut slots = vec![0; ROOT_SLOTS];
+        let mut rest = entries;
+        while let Some(entry) = rest.first() {
+            let here = covered_by_root(&entry.octets, entry.length);
+            if entry.length <= 16 {
+                slots[here].fill(entry.leaf);
+                rest = &rest[1..];
+                continue;
+            }
+            let slot = *here.start();
+            let group = rest.iter().take_while(|other| other.octets[..2] == entry.octets[..2]).count();
+            slots[slot] = self.build_node::<P>(&rest[..group], 2, slots[slot], taken)?;
+            rest = &rest[group..];
+        }
+        let words = self.words();
+        let start = node::Words::flat_at(block.line, 0);
+        slots.iter().enumerate().for_each(|(slot, word)| words.store(start + slot, *word));
+        Ok(Root::at(block.line))
+    }
+
+    /// The word for a slot of which these are the longer prefixes, all alike in the bytes before `at`.
+    fn build_node<P: Prefix>(
+        &mut self,
+        entries: &[Entry],
+        at: usize,
+        covering: u32,
+        taken: &mut Vec<Block>,
+    ) -> Result<u32, Error> {
+        let mut slots: Slots = [covering; 256];
+        let mut rest = entries;
+        while let Some(entry) = rest.first() {
+            // What covers a slot comes before the longer prefixes inside: when those are reached the slot is final.
+            if usize::from(entry.length) <= 8 * (at + 1) {
+                slots[covered(&entry.octets, entry.length, at)].fill(entry.leaf);
+                rest = &rest[1..];
+                continue;
+            }
+            let slot = entry.octets[at];
+            let group = rest.iter().take_while(|other| other.octets[at] == slot).count();
+            let word = self.build_node::<P>(&rest[..group], at + 1, slots[usize::from(slot)], taken)?;
+            slots[usize::from(slot)] = word;
+            rest = &rest[group..];
+        }
+        let runs = node::runs_of(&slots);
+        if runs == 1 && !node::is_node(slots[0]) {
+            return Ok(slots[0]);
+        }
+        if P::PATHS
+            && let Some(path) = Path::of(&slots)
+        {
+            return self.build_path(path, at, taken);
+        }
+        let shape = Shape::of(runs);
+        let block = self.lines.take(shape.order())?;
+        taken.push(block);
+        Ok(self.words().write(block, shape, &slots))
+    }
+
+    /// A step that goes on in one way only: the path there grows, or one begins.
+    fn build_path(&mut self, step: Path, at: usize, taken: &mut Vec<Block>) -> Result<u32, Error> {
+        if node::is_path(step.next)
+            && let Some(longer) = step.joined(&self.words().path(step.next), at + 1)
+        {
+            return Ok(self.words().write_path(self.words().block(step.next), &longer));
+        }
+        let block = self.lines.take(Shape::Path.order())?;
+        taken.push(block);
+        Ok(self.words().write_path(block, &step))
+    }
+
+    /// Retires a table that programs have been told to leave: all its lines go to the quarantine.
+    pub(crate) fn free<P: Prefix>(&mut self, root: Root<P>) {
+        let mut retired = vec![Block { line: root.line, order: ROOT_ORDER }];
+        for slot in 0..ROOT_SLOTS {
+            self.collect(self.words().load(node::Words::flat_at(root.line, slot)), &mut retired);
+        }
+        retired.into_iter().for_each(|block| self.lines.retire(block));
+    }
+
+    /// Adds the blocks of what a word leads to.
+    fn collect(&self, word: u32, blocks: &mut Vec<Block>) {
+        if node::is_path(word) {
+            blocks.push(self.words().block(word));
+            self.collect(self.words().path(word).next, blocks);
+        } else if node::is_node(word) {
+            blocks.push(self.words().block(word));
+            self.words().expand(word).into_iter().for_each(|word| self.collect(word, blocks));
+        }
+    }
+}
