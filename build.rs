@@ -4,6 +4,7 @@
 //! the skeletons stay empty, which is enough for rustdoc.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
 };
@@ -57,16 +58,38 @@ fn compile(stage: &str, skeleton: &Path) {
 /// append-only and its counters have room, so it is left out. FNV-1a: the same with every compiler.
 fn fingerprint(stage: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for header in ["packet", stage] {
-        let path = format!("bpf/abi/{header}.h");
-        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        for word in without_comments(&text).split_whitespace() {
+    for header in abi_headers(&format!("bpf/{stage}.bpf.c")) {
+        for word in without_comments(&read(&header)).split_whitespace() {
             for byte in word.bytes().chain([b' ']) {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
             }
         }
     }
     hash
+}
+
+/// The ABI headers that a file includes, by itself or through others; all but `reason.h`.
+fn abi_headers(path: &str) -> impl Iterator<Item = String> {
+    let mut seen = BTreeSet::new();
+    let mut open = vec![path.to_owned()];
+    while let Some(path) = open.pop() {
+        let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        for line in read(&path).lines() {
+            let Some(name) = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"')) else { continue };
+            let included = match name.strip_prefix("../") {
+                Some(name) => format!("bpf/{name}"),
+                None => format!("{directory}/{name}"),
+            };
+            if seen.insert(included.clone()) {
+                open.push(included);
+            }
+        }
+    }
+    seen.into_iter().filter(|path| path.starts_with("bpf/abi/") && path != "bpf/abi/reason.h")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn without_comments(text: &str) -> String {

@@ -1,11 +1,11 @@
-//! What a firewall's look-up costs, by rules, hit and miss, on 64k random sources.
+//! What a firewall's look-up costs, by engine and rules, hit and miss, on 64k random sources.
 
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
 
 use xdpkit::{
-    Decision, Firewall, FirewallConfig, Rule, Stage as _,
+    Decision, Engine, Firewall, FirewallConfig, Rule, Stage as _,
     ipnet::{IpNet, Ipv4Net, Ipv6Net},
 };
 use xdpkit_lab::{
@@ -21,13 +21,22 @@ fn main() -> Result<()> {
     let mut criterion = common::criterion();
     let mut table = Table::default();
     for family in ["ipv4", "ipv6"] {
-        for (count, rules) in [("10", 10), ("1k", 1_000), ("100k", 100_000)] {
-            let group = format!("firewall/trie/{family}/{count}");
-            let (firewall, hits, misses) = firewall(family, rules)?;
-            for (row, sources) in [("hit", hits), ("miss", misses)] {
-                let harness = Harness::new(&template(sources[0])?, &sources)?;
-                let measured = common::measure(&mut criterion, &group, &harness, &[(row, firewall.program_fd())], 100);
-                table.extend(&group, measured);
+        for (count, rules) in [("10", 10), ("1k", 1_000), ("10k", 10_000), ("100k", 100_000), ("1M", 1_000_000)] {
+            for (name, engine, counters) in [
+                ("trie", Engine::Trie, true),
+                ("compiled", Engine::Compiled, true),
+                ("compiled-uncounted", Engine::Compiled, false),
+            ] {
+                let group = format!("firewall/{name}/{family}/{count}");
+                if is_filtered_out(&group) {
+                    continue;
+                }
+                let (firewall, hits, misses) = firewall(family, rules, engine, counters)?;
+                for (row, sources) in [("hit", hits), ("miss", misses)] {
+                    let harness = Harness::new(&template(sources[0])?, &sources)?;
+                    let programs = [(row, firewall.program_fd())];
+                    table.extend(&group, common::measure(&mut criterion, &group, &harness, &programs, 100));
+                }
             }
         }
     }
@@ -39,11 +48,17 @@ fn main() -> Result<()> {
 }
 
 /// A firewall that denies random prefixes, sources inside some of them, and sources inside none.
-fn firewall(family: &str, rules: usize) -> Result<(Firewall, Vec<SocketAddr>, Vec<SocketAddr>)> {
+fn firewall(
+    family: &str,
+    rules: usize,
+    engine: Engine,
+    counters: bool,
+) -> Result<(Firewall, Vec<SocketAddr>, Vec<SocketAddr>)> {
     let mut random = Random::new(rules as u64);
     let prefixes: Vec<IpNet> = (0..rules).map(|_| prefix(family, &mut random)).collect();
-    let firewall = Firewall::load(&FirewallConfig::default())?;
-    firewall.insert_many(prefixes.iter().map(|prefix| (*prefix, Rule::deny())))?;
+    let config = FirewallConfig::default().capacity(rules as u32).engine(engine).rule_counters(counters);
+    let firewall = Firewall::load(&config)?;
+    firewall.replace_all(prefixes.iter().map(|prefix| ((*prefix).into(), Rule::deny())))?;
 
     let hit = |_| {
         let prefix = prefixes[random.below(rules as u64) as usize];
@@ -57,7 +72,7 @@ fn firewall(family: &str, rules: usize) -> Result<(Firewall, Vec<SocketAddr>, Ve
             misses.push(SocketAddr::new(source, 1024));
         }
     }
-    let decided = firewall.matching(hits[0].ip())?.map(|(_, rule)| rule.decision);
+    let decided = firewall.matching(hits[0].ip())?.map(|entry| entry.rule.decision);
     assert_eq!(decided, Some(Decision::Deny), "a hit is one");
     Ok((firewall, hits, misses))
 }
@@ -94,4 +109,10 @@ fn inside(prefix: IpNet, random: &mut Random) -> IpAddr {
 fn template(source: SocketAddr) -> Result<Vec<u8>> {
     let destination = if source.is_ipv4() { "198.51.100.1:53" } else { "[2001:db8::1]:53" };
     Ok(Frame::udp(source, destination.parse()?).payload(&[0; 18]).build())
+}
+
+/// Whether the command line names rows, and none of this group's: what takes long to set up can be left out.
+fn is_filtered_out(group: &str) -> bool {
+    let mut names = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
+    names.peek().is_some() && !names.any(|name| group.contains(&name))
 }

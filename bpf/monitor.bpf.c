@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* PacketMonitor: counts packets by protocol, reports samples of them, applies an action by protocol. */
 #include "include/kernel.h"
+#include "include/event.h"
 #include "include/parse.h"
 #include "include/stage.h"
 #include "include/reflect.h"
@@ -12,18 +13,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct monitor_settings);
 } settings SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct monitor_events_state);
-} events_state SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
-} events SEC(".maps");
 
 /* MONITOR_OTHER where there is no IP. */
 static __always_inline __u32 transport_of(const struct packet *p)
@@ -39,41 +28,6 @@ static __always_inline __u32 transport_of(const struct packet *p)
 	if (p->protocol == IPPROTO_ICMPV6 && p->network == NETWORK_IPV6)
 		return MONITOR_ICMPV6;
 	return MONITOR_OTHER_TRANSPORT;
-}
-
-static __always_inline void fill_event(struct monitor_event *e, const struct packet *p)
-{
-	__builtin_memcpy(e->source_mac, p->eth->h_source, 6);
-	__builtin_memcpy(e->destination_mac, p->eth->h_dest, 6);
-	e->ether_type = p->ether_type;
-	__builtin_memcpy(e->vlan_tci, p->vlan_tci, sizeof(e->vlan_tci));
-	e->vlans = p->vlans;
-	e->network = p->network;
-	e->protocol = p->protocol;
-	e->fragment = p->fragment;
-	if (p->network == NETWORK_IPV4) {
-		__builtin_memcpy(e->source, &p->ip4->saddr, 4);
-		__builtin_memcpy(e->destination, &p->ip4->daddr, 4);
-		e->hop_limit = p->ip4->ttl;
-	} else if (p->network == NETWORK_IPV6) {
-		__builtin_memcpy(e->source, &p->ip6->saddr, 16);
-		__builtin_memcpy(e->destination, &p->ip6->daddr, 16);
-		e->hop_limit = p->ip6->hop_limit;
-	}
-	if (!p->transport_header)
-		return;
-	e->transport = 1;
-	if (p->protocol == IPPROTO_TCP) {
-		e->source_port = p->tcp->source;
-		e->destination_port = p->tcp->dest;
-		e->tcp_flags = p->tcp->flags;
-	} else if (p->protocol == IPPROTO_UDP) {
-		e->source_port = p->udp->source;
-		e->destination_port = p->udp->dest;
-	} else {
-		e->icmp_type = p->icmp->type;
-		e->icmp_code = p->icmp->code;
-	}
 }
 
 /* An action and its reason, packed into the scalar that a global function may return. */
@@ -95,7 +49,6 @@ __attribute__((noinline, weak)) __u64 report_or_send_back(struct xdp_md *ctx, __
 							   __u32 wants_report)
 {
 	union outcome outcome = { .packed = 0 };
-	struct monitor_event *e;
 	struct packet p;
 	__u64 bytes;
 
@@ -107,35 +60,11 @@ __attribute__((noinline, weak)) __u64 report_or_send_back(struct xdp_md *ctx, __
 	}
 	outcome.reason = reason;
 	outcome.action = action;
-	if (wants_report) {
-		e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-		outcome.lost = !e;
-		if (e) {
-			__builtin_memset(e, 0, sizeof(*e));
-			e->timestamp = bpf_ktime_get_ns();
-			e->interface = ctx->ingress_ifindex;
-			e->rx_queue = ctx->rx_queue_index;
-			e->bytes = bytes;
-			e->reason = reason;
-			e->action = action;
-			if (p.eth)
-				fill_event(e, &p);
-			bpf_ringbuf_submit(e, 0);
-		}
-	}
+	if (wants_report)
+		outcome.lost = !report(ctx, &p, bytes, reason, action, 0);
 	if (action == XDP_TX && p.eth)
 		reflect(&p);
 	return outcome.packed;
-}
-
-/* This CPU's state for a packet that is to be reported, or NULL. */
-static __always_inline struct monitor_events_state *sampled(__u32 every)
-{
-	struct monitor_events_state *state;
-	__u32 zero = 0;
-
-	state = bpf_map_lookup_elem(&events_state, &zero);
-	return state && state->seen++ % every == 0 ? state : NULL;
 }
 
 SEC("xdp.frags")
@@ -143,7 +72,7 @@ int monitor(struct xdp_md *ctx)
 {
 	__u32 zero = 0, transport, reason, action = XDP_PASS, set;
 	struct xdpkit_counters *all = stage_counters();
-	struct monitor_events_state *events_of = NULL;
+	struct events_state *events_of = NULL;
 	struct monitor_settings *now;
 	union outcome outcome;
 	struct packet p;

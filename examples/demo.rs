@@ -74,18 +74,18 @@ fn watch() -> Outcome {
 /// Two clients in a denied network; one is allowed by a longer prefix.
 fn guard() -> Outcome {
     let lab = Guarded::build()?;
-    let firewall = Firewall::load(&FirewallConfig::default())?;
     let (mut rules, origin) = table()?;
-    let start = Instant::now();
     let count = rules.len();
-    firewall.insert_many(rules.iter().map(|(prefix, rule)| (*prefix, *rule)))?;
+    let firewall = Firewall::load(&FirewallConfig::default().capacity(u32::try_from(count)? + 4))?;
+    let start = Instant::now();
+    firewall.replace_all(rules.iter().map(|(prefix, rule)| ((*prefix).into(), *rule)))?;
     println!("{count} prefixes ({origin}), every other one denied, loaded in {:.1} s.", start.elapsed().as_secs_f32());
     let own = lab.rules();
     for (prefix, rule) in &own {
         println!("    {:<6} {prefix}", rule.decision.to_string());
         firewall.insert(*prefix, *rule)?;
     }
-    rules.extend(own);
+    rules.extend(own.into_iter().map(|(selector, rule)| (selector.source(), rule)));
 
     let before = lab.try_both()?;
     println!("\nBefore, without the firewall:\n");
@@ -119,8 +119,8 @@ fn guard() -> Outcome {
     // The rules can be asked, too: what does the firewall say of an address in the table?
     if let Some(prefix) = rules.keys().nth(count / 2) {
         let address = prefix.network();
-        if let Some((matched, rule)) = firewall.matching(address)? {
-            println!("\nAsked about {address}: {} by {matched}.", rule.decision);
+        if let Some(entry) = firewall.matching(address)? {
+            println!("\nAsked about {address}: {} by {}.", entry.rule.decision, entry.selector);
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Tutorial 3, an LPM-trie firewall: allow and deny CIDRs, the longest prefix decides.
+//! Tutorial 3, an LPM-trie firewall: allow and deny CIDRs, the longest prefix decides. Big lists go into a compiled table.
 //!
 //! ```text
 //!              ┌ malformed ──────────────────────────────► drop
@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, process::ExitCode, thread, time::Duration};
 
 use common::{Flags, Output, Session, Usage, lab};
 use serde_json::json;
-use xdpkit::{Decision, Firewall, FirewallConfig, Rule, ipnet::IpNet, parse_prefix, read_prefix_list};
+use xdpkit::{Decision, Engine, Firewall, FirewallConfig, Rule, ipnet::IpNet, parse_prefix, read_prefix_list};
 
 const ABOUT: &str = "Drops packets by their source address: the longest prefix that has a rule decides.";
 const OWN_FLAGS: &str = "  --deny CIDR            drop packets from there; may be repeated
@@ -28,6 +28,7 @@ const OWN_FLAGS: &str = "  --deny CIDR            drop packets from there; may b
   --deny-file FILE       a CIDR a line
   --allow-file FILE      a CIDR a line
   --default ACTION       pass (default) or drop: for sources that no rule covers
+  --engine ENGINE        auto (default), trie or compiled: what finds the rules of an address
 ";
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut rules = Rules::default();
     let mut default = Decision::Allow;
+    let mut engine = Engine::Auto;
     let own = |flag: &str, value: &str| {
         match flag {
             "--deny" => rules.one(flag, value, Rule::deny())?,
@@ -50,19 +52,29 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
                     _ => return Err(Usage::new(flag, value, "pass or drop")),
                 }
             }
+            "--engine" => {
+                engine = match value {
+                    "auto" => Engine::Auto,
+                    "trie" => Engine::Trie,
+                    "compiled" => Engine::Compiled,
+                    _ => return Err(Usage::new(flag, value, "auto, trie or compiled")),
+                }
+            }
             _ => return Ok(false),
         }
         Ok(true)
     };
     let flags: Flags = common::parse(ABOUT, own, OWN_FLAGS)?;
 
-    let firewall = Firewall::load(&FirewallConfig::default().default_decision(default))?;
+    let config = FirewallConfig::default().default_decision(default).engine(engine);
+    let capacity = config.capacity.max(u32::try_from(rules.0.len())?);
+    let firewall = Firewall::load(&config.capacity(capacity))?;
     let lab = flags.lab.then(lab::Guarded::build).transpose()?;
     let own_rules = rules.0.is_empty();
     if let Some(lab) = lab.as_ref().filter(|_| own_rules) {
-        rules.0.extend(lab.rules());
+        rules.0.extend(lab.rules().into_iter().map(|(selector, rule)| (selector.source(), rule)));
     }
-    firewall.insert_many(rules.0)?;
+    firewall.replace_all(rules.0.into_iter().map(|(prefix, rule)| (prefix.into(), rule)))?;
     let session = Session::start(&flags, &firewall, lab.as_ref().map(|lab| &lab.pair.server))?;
     let scenario = lab.map(|lab| lab.play(own_rules, session.stop(), Output { json: flags.json }));
     let tick = |_| {

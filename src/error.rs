@@ -114,6 +114,36 @@ pub enum Error {
         /// What did not fit.
         entry: String,
     },
+    /// Two rules of one list are about the same packets and say different things.
+    #[error("`{selector}` has two rules in one list: {first} and {second}")]
+    Conflict {
+        /// What both are about.
+        selector: String,
+        /// One of them.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// Too many rules would have to be asked for one packet. Nothing was changed.
+    #[error("`{selector}`: a packet from there would have to be compared with more than {limit} rules")]
+    TooManyRules {
+        /// The rule that was refused.
+        selector: String,
+        /// The most that are possible.
+        limit: usize,
+    },
+    /// A list waits for its confirmation; until then, the rules cannot be changed.
+    #[error("the rules of `{stage}` wait for a confirmation and cannot be changed before")]
+    ListPending {
+        /// The stage.
+        stage: String,
+    },
+    /// The confirmation came too late: the earlier list is in force again.
+    #[error("the rules of `{stage}` were not confirmed in time: the earlier list is in force again")]
+    NotConfirmed {
+        /// The stage.
+        stage: String,
+    },
     /// A pin in a BPF file system could not be read or written.
     #[error("pin {}: cannot {operation}: {cause}", path.display())]
     Pin {

@@ -13,6 +13,9 @@ use crate::{
     sys::{self, map::Map, ring::Ring},
 };
 
+/// `None` for a record that this build does not know.
+pub(crate) type Decode<T> = Box<dyn Fn(&[u8]) -> Option<T> + Send + Sync>;
+
 /// The reader of a stage's events. Pull-style: nothing is called back, nothing runs in the background.
 ///
 /// A ring buffer has one reader in a process; it can be given to another after it was dropped. Two processes that
@@ -20,13 +23,13 @@ use crate::{
 /// are events, for poll(2), epoll(7) or an async runtime.
 pub struct Events<T> {
     ring: Ring,
-    decode: fn(&[u8]) -> Option<T>,
+    decode: Decode<T>,
     stage: String,
     _claim: Claim,
 }
 
 impl<T> Events<T> {
-    pub(crate) fn open(stage: &str, map: &Map, decode: fn(&[u8]) -> Option<T>) -> Result<Self> {
+    pub(crate) fn open(stage: &str, map: &Map, decode: Decode<T>) -> Result<Self> {
         let claim = Claim::of(map.id()?).ok_or_else(|| Error::EventsTaken { stage: stage.to_owned() })?;
         Ok(Self { ring: Ring::open(map)?, decode, stage: stage.to_owned(), _claim: claim })
     }

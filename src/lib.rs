@@ -7,9 +7,10 @@ mod error;
 mod events;
 mod firewall;
 mod interface;
-#[allow(dead_code, reason = "the compiled engine of the firewall will use it")]
+#[allow(dead_code, reason = "not every table uses everything")]
 mod lpm;
 mod monitor;
+mod packet;
 mod pin;
 mod pipeline;
 pub mod preflight;
@@ -22,12 +23,14 @@ mod test_run;
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use error::{Error, Result};
 pub use events::Events;
-pub use firewall::{Decision, Firewall, FirewallConfig, Rule, parse_prefix, read_prefix_list};
+pub use firewall::{
+    Decision, Engine, Firewall, FirewallConfig, FirewallEvent, Inserted, PendingList, Replaced, Rule, RuleEntry,
+    Selector, parse_prefix, read_prefix_list,
+};
 pub use interface::Interface;
 pub use ipnet;
-pub use monitor::{
-    Fragment, MonitorConfig, Network, PacketEvent, PacketMonitor, Protocol, ProtocolCounts, Transport, VlanTag,
-};
+pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
+pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 pub use pin::{Pinned, pinned, remove_pins};
 pub use pipeline::{Pipeline, Position};
 pub use reason::{Action, Reason};

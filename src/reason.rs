@@ -129,6 +129,10 @@ reasons! {
     NeighbourDiscovery = 44, "neighbour_discovery";
     /// `Firewall`: neither ARP nor IP.
     NotIp = 45, "not_ip";
+    /// `Firewall`: more rules to ask than a packet may cost; dropped.
+    RuleChain = 46, "rule_chain";
+    /// `Firewall`, when it only counts: would have been dropped by a rule or the default.
+    WouldDrop = 47, "would_drop";
 }
 
 impl Reason {

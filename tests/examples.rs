@@ -65,7 +65,7 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
         (
             "firewall",
             &["--forbid", "x"],
-            "`--forbid`: expected one of --deny, --allow, --deny-file, --allow-file, --default, --interface, --mode, \
+            "`--forbid`: expected one of --deny, --allow, --deny-file, --allow-file, --default, --engine, --interface, --mode, \
              --lab, --json, --stats-every, --duration, --help",
         ),
         (
@@ -73,6 +73,7 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
             &["--deny", "10.0.0.0/33"],
             "--deny: `10.0.0.0/33`: expected an address or CIDR such as 192.0.2.0/24",
         ),
+        ("firewall", &["--engine", "fast"], "--engine: `fast`: expected auto, trie or compiled"),
         ("firewall", &["--default", "reject"], "--default: `reject`: expected pass or drop"),
         (
             "firewall",

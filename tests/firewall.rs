@@ -1,12 +1,13 @@
-//! The firewall's rules: the traps F1 to F7, the table's verbs, exact counters, and real traffic.
+//! The firewall's rules: the traps F1 to F7 and F10, the table's verbs, exact counters, and real traffic.
 
 mod common;
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
 
 use common::judge;
 use xdpkit::{
-    Action, AttachOptions, Decision, Error, Firewall, FirewallConfig, Reason, Rule, Stage as _, ipnet::IpNet,
+    Action, AttachOptions, Decision, Engine, Error, Firewall, FirewallConfig, Reason, Rule, Selector, Stage as _,
+    ipnet::IpNet,
 };
 use xdpkit_lab::{
     PacketSocket,
@@ -15,15 +16,22 @@ use xdpkit_lab::{
     traffic::{HttpServer, TcpEcho, http_get, ping, tcp_echo},
 };
 
-fn firewall(rules: &[(&str, Rule)]) -> Firewall {
-    let firewall = Firewall::load(&FirewallConfig::default()).unwrap();
-    for (prefix, rule) in rules {
-        firewall.insert(prefix.parse().unwrap(), *rule).unwrap();
-    }
-    firewall
+/// The same firewall with either engine.
+fn firewalls(rules: &[(&str, Rule)]) -> [Firewall; 2] {
+    [Engine::Trie, Engine::Compiled].map(|engine| {
+        let firewall = Firewall::load(&FirewallConfig::default().engine(engine)).unwrap();
+        for (selector, rule) in rules {
+            firewall.insert(selector.parse().unwrap(), *rule).unwrap();
+        }
+        firewall
+    })
 }
 
-fn net(text: &str) -> IpNet {
+fn rule_of(firewall: &Firewall, selector: &str) -> Option<Rule> {
+    firewall.get(on(selector)).unwrap().map(|entry| entry.rule)
+}
+
+fn on(text: &str) -> Selector {
     text.parse().unwrap()
 }
 
@@ -44,34 +52,40 @@ fn packet(source: &str, protocol: u8) -> Frame {
 
 #[test]
 fn f1_keys_are_in_network_byte_order() {
-    let firewall = firewall(&[("192.168.178.0/24", Rule::deny()), ("2001:db8:1::/48", Rule::deny())]);
-    for (source, action) in [
-        ("192.168.178.7", Action::Drop),
-        ("10.168.178.0", Action::Pass),
-        ("178.168.192.7", Action::Pass),
-        ("192.168.179.7", Action::Pass),
-        ("2001:db8:1:ffff::7", Action::Drop),
-        ("2001:db8:2::7", Action::Pass),
-        ("db8:2001:1::7", Action::Pass),
-    ] {
-        assert_eq!(judge(&firewall, &from(source)).0, action, "{source}");
+    for firewall in firewalls(&[("192.168.178.0/24", Rule::deny()), ("2001:db8:1::/48", Rule::deny())]) {
+        for (source, action) in [
+            ("192.168.178.7", Action::Drop),
+            ("10.168.178.0", Action::Pass),
+            ("178.168.192.7", Action::Pass),
+            ("192.168.179.7", Action::Pass),
+            ("2001:db8:1:ffff::7", Action::Drop),
+            ("2001:db8:2::7", Action::Pass),
+            ("db8:2001:1::7", Action::Pass),
+        ] {
+            assert_eq!(judge(&firewall, &from(source)).0, action, "{source}");
+        }
     }
 }
 
 #[test]
 fn f2_a_prefix_is_the_same_whatever_its_host_bits() {
-    let firewall = firewall(&[]);
-    assert_eq!(firewall.insert(net("10.9.9.9/8"), Rule::deny()).unwrap(), None);
-    assert_eq!(firewall.insert(net("10.0.0.0/8"), Rule::allow()).unwrap(), Some(Rule::deny()), "told of the duplicate");
-    assert_eq!(firewall.get(net("10.1.2.3/8")).unwrap(), Some(Rule::allow()));
-    assert_eq!(firewall.len().unwrap(), 1);
-    assert_eq!(firewall.remove(net("10.255.0.0/8")).unwrap(), Some(Rule::allow()));
-    assert!(firewall.is_empty().unwrap());
+    for firewall in firewalls(&[]) {
+        assert_eq!(firewall.insert(on("10.9.9.9/8"), Rule::deny()).unwrap(), None);
+        assert_eq!(
+            firewall.insert(on("10.0.0.0/8"), Rule::allow()).unwrap(),
+            Some(Rule::deny()),
+            "told of the duplicate"
+        );
+        assert_eq!(rule_of(&firewall, "10.1.2.3/8"), Some(Rule::allow()));
+        assert_eq!(firewall.len().unwrap(), 1);
+        assert_eq!(firewall.remove(on("10.255.0.0/8")).unwrap(), Some(Rule::allow()));
+        assert!(firewall.is_empty().unwrap());
+    }
 }
 
 #[test]
 fn f4_the_longest_prefix_decides() {
-    let firewall = firewall(&[
+    for firewall in firewalls(&[
         ("10.0.0.0/8", Rule::deny()),
         ("10.1.0.0/16", Rule::allow()),
         ("10.1.1.0/24", Rule::deny()),
@@ -79,71 +93,112 @@ fn f4_the_longest_prefix_decides() {
         ("2001:db8::/32", Rule::deny()),
         ("2001:db8:0:1::/64", Rule::allow()),
         ("2001:db8:0:1::7/128", Rule::deny()),
-    ]);
-    for (source, action, by) in [
-        ("10.2.0.1", Action::Drop, "10.0.0.0/8"),
-        ("10.1.2.1", Action::Pass, "10.1.0.0/16"),
-        ("10.1.1.2", Action::Drop, "10.1.1.0/24"),
-        ("10.1.1.1", Action::Pass, "10.1.1.1/32"),
-        ("2001:db8:0:2::1", Action::Drop, "2001:db8::/32"),
-        ("2001:db8:0:1::1", Action::Pass, "2001:db8:0:1::/64"),
-        ("2001:db8:0:1::7", Action::Drop, "2001:db8:0:1::7/128"),
-    ] {
-        let reason = if action == Action::Pass { Reason::Allowed } else { Reason::Denied };
-        assert_eq!(judge(&firewall, &from(source)), (action, reason), "{source}");
-        let (prefix, rule) = firewall.matching(source.parse().unwrap()).unwrap().unwrap();
-        assert_eq!((prefix.to_string().as_str(), rule.decision == Decision::Allow), (by, action == Action::Pass));
+    ]) {
+        for (source, action, by) in [
+            ("10.2.0.1", Action::Drop, "10.0.0.0/8"),
+            ("10.1.2.1", Action::Pass, "10.1.0.0/16"),
+            ("10.1.1.2", Action::Drop, "10.1.1.0/24"),
+            ("10.1.1.1", Action::Pass, "10.1.1.1/32"),
+            ("2001:db8:0:2::1", Action::Drop, "2001:db8::/32"),
+            ("2001:db8:0:1::1", Action::Pass, "2001:db8:0:1::/64"),
+            ("2001:db8:0:1::7", Action::Drop, "2001:db8:0:1::7/128"),
+        ] {
+            let reason = if action == Action::Pass { Reason::Allowed } else { Reason::Denied };
+            assert_eq!(judge(&firewall, &from(source)), (action, reason), "{source}");
+            let entry = firewall.matching(source.parse().unwrap()).unwrap().unwrap();
+            let allows = entry.rule.decision == Decision::Allow;
+            assert_eq!((entry.selector.to_string().as_str(), allows), (by, action == Action::Pass));
+            assert_eq!(entry.count.packets, 1);
+        }
+        assert_eq!(judge(&firewall, &from("11.0.0.1")), (Action::Pass, Reason::DefaultAction));
+        assert_eq!(firewall.matching("11.0.0.1".parse().unwrap()).unwrap(), None);
+        // Without the longer rule, the next shorter one decides.
+        firewall.remove(on("10.1.1.0/24")).unwrap();
+        assert_eq!(judge(&firewall, &from("10.1.1.2")), (Action::Pass, Reason::Allowed));
     }
-    assert_eq!(judge(&firewall, &from("11.0.0.1")), (Action::Pass, Reason::DefaultAction));
-    assert_eq!(firewall.matching("11.0.0.1".parse().unwrap()).unwrap(), None);
-    // Without the longer rule, the next shorter one decides.
-    firewall.remove(net("10.1.1.0/24")).unwrap();
-    assert_eq!(judge(&firewall, &from("10.1.1.2")), (Action::Pass, Reason::Allowed));
 }
 
 #[test]
-fn f5_a_full_table_refuses_by_name() {
-    let firewall = Firewall::load(&FirewallConfig::default().capacity(3)).unwrap();
-    let rules = |count: u8| (1..=count).map(|n| (net(&format!("10.{n}.0.0/16")), Rule::deny()));
-    firewall.insert_many(rules(3)).unwrap();
-    let error = firewall.insert(net("10.9.9.9/16"), Rule::deny()).unwrap_err();
-    assert_eq!(error.to_string(), "map `rules_v4` is full: it holds 3 entries; `10.9.0.0/16` was refused");
-    let error = firewall.insert_many(rules(5)).unwrap_err();
-    assert!(matches!(&error, Error::Full { entry, .. } if entry == "10.4.0.0/16"), "{error}");
-    assert_eq!(firewall.insert(net("10.2.0.0/16"), Rule::allow()).unwrap(), Some(Rule::deny()), "a change still fits");
-    firewall.insert(net("2001:db8::/32"), Rule::deny()).unwrap();
-    assert_eq!(firewall.len().unwrap(), 4, "the other family has room of its own");
+fn f5_a_full_table_refuses_by_name_and_keeps_what_it_had() {
+    for engine in [Engine::Trie, Engine::Compiled] {
+        let firewall = Firewall::load(&FirewallConfig::default().capacity(3).engine(engine)).unwrap();
+        let rules = |count: u8| (1..=count).map(|n| (on(&format!("10.{n}.0.0/16")), Rule::deny()));
+        let sources = || firewall.iter().unwrap().map(|entry| entry.selector.to_string()).collect::<Vec<_>>();
+        let three = ["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"];
+        firewall.insert_many(rules(2)).unwrap();
+        let error = firewall.insert_many(rules(5)).unwrap_err();
+        assert_eq!(error.to_string(), "map `rules` is full: it holds 3 entries; `10.4.0.0/16` was refused");
+        assert_eq!(sources(), three[..2], "nothing is half applied");
+        assert_eq!(judge(&firewall, &from("10.3.0.1")), (Action::Pass, Reason::DefaultAction));
+
+        firewall.insert_many(rules(3)).unwrap();
+        let error = firewall.insert(on("10.9.9.9/16"), Rule::deny()).unwrap_err();
+        assert!(matches!(&error, Error::Full { entry, .. } if entry == "10.9.0.0/16"), "{error}");
+        assert_eq!(
+            firewall.insert(on("10.2.0.0/16"), Rule::allow()).unwrap(),
+            Some(Rule::deny()),
+            "a change still fits"
+        );
+        let error = firewall.replace_all((1..=4).map(|n| (on(&format!("11.{n}.0.0/16")), Rule::deny()))).unwrap_err();
+        assert!(matches!(&error, Error::Full { entry, .. } if entry == "11.4.0.0/16"), "{error}");
+        assert_eq!(sources(), three);
+        assert_eq!(judge(&firewall, &from("10.3.0.1")), (Action::Drop, Reason::Denied));
+        assert_eq!(judge(&firewall, &from("11.1.0.1")), (Action::Pass, Reason::DefaultAction));
+        // A list of the same size that shares nothing fits, again and again.
+        for round in 0..20 {
+            firewall.replace_all((1..=3).map(|n| (on(&format!("{}.{n}.0.0/16", 20 + round)), Rule::deny()))).unwrap();
+            assert_eq!(judge(&firewall, &from(&format!("{}.3.0.1", 20 + round))), (Action::Drop, Reason::Denied));
+        }
+    }
+}
+
+#[test]
+fn f5_a_full_compiled_table_keeps_what_it_had() {
+    let config = FirewallConfig::default().capacity(10_000).engine(Engine::Compiled).table_lines(16_384 + 100);
+    let firewall = Firewall::load(&config).unwrap();
+    let hosts = |count: u32| (0..count).map(|n| (on(&format!("{}.{}.1.1", 10 + (n >> 8), n & 0xff)), Rule::deny()));
+    firewall.insert_many(hosts(10)).unwrap();
+    for error in [firewall.insert_many(hosts(9000)).unwrap_err(), firewall.replace_all(hosts(9000)).unwrap_err()] {
+        assert!(matches!(&error, Error::Full { map, .. } if map == "lpm_lines"), "{error}");
+        assert_eq!(firewall.len().unwrap(), 10);
+        assert_eq!(judge(&firewall, &from("10.9.1.1")), (Action::Drop, Reason::Denied));
+        assert_eq!(judge(&firewall, &from("10.10.1.1")), (Action::Pass, Reason::DefaultAction));
+    }
+    firewall.replace_all(hosts(20)).unwrap();
+    assert_eq!(judge(&firewall, &from("10.10.1.1")), (Action::Drop, Reason::Denied));
 }
 
 #[test]
 fn f6_slash_zero_matches_everything_of_its_family() {
-    let firewall = firewall(&[("0.0.0.0/0", Rule::deny())]);
-    for source in ["0.0.0.1", "10.0.0.1", "255.255.255.254"] {
-        assert_eq!(judge(&firewall, &from(source)), (Action::Drop, Reason::Denied), "{source}");
+    for firewall in firewalls(&[("0.0.0.0/0", Rule::deny())]) {
+        for source in ["0.0.0.1", "10.0.0.1", "255.255.255.254"] {
+            assert_eq!(judge(&firewall, &from(source)), (Action::Drop, Reason::Denied), "{source}");
+        }
+        assert_eq!(judge(&firewall, &from("2001:db8::9")), (Action::Pass, Reason::DefaultAction));
+        firewall.insert(on("::/0"), Rule::deny()).unwrap();
+        assert_eq!(judge(&firewall, &from("2001:db8::9")), (Action::Drop, Reason::Denied));
+        firewall.insert(on("10.0.0.0/8"), Rule::allow()).unwrap();
+        assert_eq!(judge(&firewall, &from("10.0.0.1")), (Action::Pass, Reason::Allowed));
+        assert_eq!(rule_of(&firewall, "0.0.0.0/0"), Some(Rule::deny()));
+        assert_eq!(rule_of(&firewall, "0.0.0.0/1"), None, "a shorter prefix's rule is no answer");
     }
-    assert_eq!(judge(&firewall, &from("2001:db8::9")), (Action::Pass, Reason::DefaultAction));
-    firewall.insert(net("::/0"), Rule::deny()).unwrap();
-    assert_eq!(judge(&firewall, &from("2001:db8::9")), (Action::Drop, Reason::Denied));
-    firewall.insert(net("10.0.0.0/8"), Rule::allow()).unwrap();
-    assert_eq!(judge(&firewall, &from("10.0.0.1")), (Action::Pass, Reason::Allowed));
-    assert_eq!(firewall.get(net("0.0.0.0/0")).unwrap(), Some(Rule::deny()));
-    assert_eq!(firewall.get(net("0.0.0.0/1")).unwrap(), None, "a shorter prefix's rule is no answer");
 }
 
 #[test]
 fn f7_rules_hold_for_every_ip_packet() {
-    let firewall = firewall(&[("10.9.0.0/16", Rule::deny()), ("2001:db8:bad::/48", Rule::deny())]);
-    const GRE: u8 = 47;
-    const ESP: u8 = 50;
-    const SCTP: u8 = 132;
-    for source in ["10.9.9.9", "2001:db8:bad::9"] {
-        for protocol in [6, 17, 1, GRE, ESP, SCTP, 4, 41, 59, 255] {
-            let frame = packet(source, protocol);
-            assert_eq!(judge(&firewall, &frame.build()), (Action::Drop, Reason::Denied), "{source} {protocol}");
-            let tagged = frame.clone().vlan(7).build();
-            assert_eq!(judge(&firewall, &tagged), (Action::Drop, Reason::Denied), "{source} {protocol}, tagged");
-            let later = frame.fragment(800, false).build();
-            assert_eq!(judge(&firewall, &later), (Action::Drop, Reason::Denied), "{source} {protocol}, fragment");
+    for firewall in firewalls(&[("10.9.0.0/16", Rule::deny()), ("2001:db8:bad::/48", Rule::deny())]) {
+        const GRE: u8 = 47;
+        const ESP: u8 = 50;
+        const SCTP: u8 = 132;
+        for source in ["10.9.9.9", "2001:db8:bad::9"] {
+            for protocol in [6, 17, 1, GRE, ESP, SCTP, 4, 41, 59, 255] {
+                let frame = packet(source, protocol);
+                assert_eq!(judge(&firewall, &frame.build()), (Action::Drop, Reason::Denied), "{source} {protocol}");
+                let tagged = frame.clone().vlan(7).build();
+                assert_eq!(judge(&firewall, &tagged), (Action::Drop, Reason::Denied), "{source} {protocol}, tagged");
+                let later = frame.fragment(800, false).build();
+                assert_eq!(judge(&firewall, &later), (Action::Drop, Reason::Denied), "{source} {protocol}, fragment");
+            }
         }
     }
 }
@@ -185,43 +240,46 @@ fn what_is_not_ip_follows_the_default_unless_told_otherwise() {
 
 #[test]
 fn the_default_is_changed_while_packets_flow() {
-    let firewall = firewall(&[]);
-    assert_eq!(judge(&firewall, &from("10.0.0.9")), (Action::Pass, Reason::DefaultAction));
-    firewall.set_default(Decision::Deny).unwrap();
-    assert_eq!(judge(&firewall, &from("10.0.0.9")), (Action::Drop, Reason::DefaultAction));
+    for firewall in firewalls(&[]) {
+        assert_eq!(judge(&firewall, &from("10.0.0.9")), (Action::Pass, Reason::DefaultAction));
+        firewall.set_default(Decision::Deny).unwrap();
+        assert_eq!(judge(&firewall, &from("10.0.0.9")), (Action::Drop, Reason::DefaultAction));
+    }
 }
 
 #[test]
 fn rules_are_listed_in_order_and_many_at_once() {
-    let firewall = firewall(&[]);
-    // More than one batch, in both families, in no order.
-    let scattered = |n: u32| n.wrapping_mul(0x9e37_79b9);
-    let rules: Vec<(IpNet, Rule)> = (0..common::times(20_000, 20_000, 6_000) as u32)
-        .map(|n| {
-            let rule = if n % 3 == 0 { Rule::allow() } else { Rule::deny() };
-            let address: IpAddr = match n % 2 {
-                0 => std::net::Ipv4Addr::from(scattered(n)).into(),
-                _ => std::net::Ipv6Addr::from((u128::from(scattered(n)) << 96) | 1).into(),
-            };
-            (IpNet::new(address, 8 + (n % 25) as u8).unwrap().trunc(), rule)
-        })
-        .collect();
-    firewall.insert_many(rules.iter().copied()).unwrap();
-    let expected: std::collections::BTreeMap<IpNet, Rule> = rules.into_iter().collect();
-    assert!(expected.len() > 1_000);
-    assert!(firewall.iter().unwrap().eq(expected.iter().map(|(prefix, rule)| (*prefix, *rule))));
-    for (prefix, rule) in expected.iter().step_by(7) {
-        assert_eq!(firewall.get(*prefix).unwrap(), Some(*rule));
-        assert_eq!(firewall.remove(*prefix).unwrap(), Some(*rule));
-        assert_eq!(firewall.remove(*prefix).unwrap(), None);
+    for firewall in firewalls(&[]) {
+        // In both families, in no order.
+        let scattered = |n: u32| n.wrapping_mul(0x9e37_79b9);
+        let rules: Vec<(Selector, Rule)> = (0..common::times(20_000, 20_000, 3_000) as u32)
+            .map(|n| {
+                let rule = if n % 3 == 0 { Rule::allow() } else { Rule::deny() };
+                let address: IpAddr = match n % 2 {
+                    0 => std::net::Ipv4Addr::from(scattered(n)).into(),
+                    _ => std::net::Ipv6Addr::from((u128::from(scattered(n)) << 96) | 1).into(),
+                };
+                (IpNet::new(address, 8 + (n % 25) as u8).unwrap().into(), rule)
+            })
+            .collect();
+        let done = firewall.insert_many(rules.iter().copied()).unwrap();
+        let expected: BTreeMap<IpNet, Rule> = rules.iter().map(|(selector, rule)| (selector.source(), *rule)).collect();
+        assert_eq!((done.added, done.changed + done.duplicates), (expected.len(), rules.len() - expected.len()));
+        let listed = firewall.iter().unwrap().map(|entry| (entry.selector.source(), entry.rule));
+        assert!(listed.eq(expected.iter().map(|(prefix, rule)| (*prefix, *rule))));
+        for (prefix, rule) in expected.iter().step_by(7) {
+            assert_eq!(firewall.get((*prefix).into()).unwrap().unwrap().rule, *rule);
+            assert_eq!(firewall.remove((*prefix).into()).unwrap(), Some(*rule));
+            assert_eq!(firewall.remove((*prefix).into()).unwrap(), None);
+        }
+        assert_eq!(firewall.len().unwrap(), expected.len() - expected.len().div_ceil(7));
     }
-    assert_eq!(firewall.len().unwrap(), expected.len() - expected.len().div_ceil(7));
 }
 
 #[test]
 fn counters_equal_the_packets_sent_from_two_cpus() {
     let pair = Pair::with_clients(2).unwrap();
-    let firewall = firewall(&[("10.9.0.0/16", Rule::deny())]);
+    let [_, firewall] = firewalls(&[("10.9.0.0/16", Rule::deny())]);
     let _attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
     let before = firewall.stats().unwrap();
     let each = common::times(20_000, 200_000, 1_000);
@@ -254,6 +312,8 @@ fn counters_equal_the_packets_sent_from_two_cpus() {
     let lost = pair.server.run(received_drops);
     assert_eq!(denied().packets + lost, wanted);
     assert_eq!(denied().bytes, denied().packets * bytes);
+    let rule = firewall.get(on("10.9.0.0/16")).unwrap().unwrap().count;
+    assert_eq!(rule, denied(), "and so does the rule's own counter");
 }
 
 /// Frames that `eth0` of this namespace dropped before its program saw them.
@@ -266,7 +326,7 @@ fn received_drops() -> u64 {
 #[test]
 fn a_denied_client_is_cut_off_and_an_allowed_one_inside_the_denied_range_goes_on() {
     let pair = Pair::with_clients(2).unwrap();
-    let firewall = firewall(&[("10.0.0.0/24", Rule::deny()), ("fd00::/64", Rule::deny())]);
+    let [_, firewall] = firewalls(&[("10.0.0.0/24", Rule::deny()), ("fd00::/64", Rule::deny())]);
     for address in pair.client_addrs[0].both() {
         firewall.insert(address.into(), Rule::allow()).unwrap();
     }

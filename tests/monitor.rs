@@ -91,8 +91,8 @@ fn what_does_not_fit_the_ring_is_counted_as_lost() {
         monitor.test_run(&udp4().build()).unwrap();
     }
     let read = std::iter::from_fn(|| events.try_next()).count() as u64;
-    // Each record takes 88 bytes and a header of 8.
-    assert_eq!(read, 4096 / 96);
+    // Each record takes 96 bytes and a header of 8.
+    assert_eq!(read, 4096 / 104);
     assert_eq!(monitor.events_lost().unwrap(), 100 - read);
     monitor.test_run(&udp4().build()).unwrap();
     assert!(events.try_next().is_some(), "once read, there is room again");

@@ -37,6 +37,7 @@ enum bpf_map_type {
 };
 
 #define BPF_F_NO_PREALLOC (1U << 0)
+#define BPF_F_MMAPABLE (1U << 10)
 
 enum xdp_action {
 	XDP_ABORTED = 0,

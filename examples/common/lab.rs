@@ -12,7 +12,7 @@ use std::{
 };
 
 use serde_json::json;
-use xdpkit::{Rule, ipnet::IpNet};
+use xdpkit::{Rule, Selector, ipnet::IpNet};
 use xdpkit_lab::{
     Namespace,
     topology::Pair,
@@ -121,9 +121,9 @@ impl Guarded {
     }
 
     /// Denies the network, and allows the first client in it: the longer prefix decides.
-    pub(crate) fn rules(&self) -> Vec<(IpNet, Rule)> {
+    pub(crate) fn rules(&self) -> Vec<(Selector, Rule)> {
         let [v4, v6] = self.pair.client_addr.both();
-        let network = |address: IpAddr, length| IpNet::new(address, length).expect("the length fits").trunc();
+        let network = |address: IpAddr, length| IpNet::new(address, length).expect("the length fits").into();
         vec![
             (network(v4, 24), Rule::deny()),
             (network(v6, 64), Rule::deny()),

@@ -1,7 +1,5 @@
 //! Mirror of `bpf/abi/firewall.h`.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use bytemuck::{Pod, Zeroable};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -27,31 +25,6 @@ pub(crate) struct Key6 {
 }
 assert_same_layout!(Key6, crate::sys::skel::firewall::types::firewall_key6, prefix_length, address);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct Rule {
-    pub(crate) action: u32,
-    pub(crate) prefix_length: u32,
-}
-assert_same_layout!(Rule, crate::sys::skel::firewall::types::firewall_rule, action, prefix_length);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct Settings {
-    pub(crate) default_action: u32,
-    pub(crate) not_ip: u32,
-    pub(crate) unsupported: u32,
-    pub(crate) neighbours: u32,
-}
-assert_same_layout!(
-    Settings,
-    crate::sys::skel::firewall::types::firewall_settings,
-    default_action,
-    not_ip,
-    unsupported,
-    neighbours
-);
-
 /// Host bits are cleared: `10.9.9.9/8` and `10.0.0.0/8` are the same key.
 impl From<Ipv4Net> for Key4 {
     fn from(net: Ipv4Net) -> Self {
@@ -65,20 +38,107 @@ impl From<Ipv6Net> for Key6 {
     }
 }
 
-/// `None` for a prefix length that no rule of ours has.
 impl Key4 {
+    /// `None` for a prefix length that no key of ours has.
     pub(crate) fn net(&self) -> Option<IpNet> {
-        let length = u8::try_from(self.prefix_length).ok()?;
-        Some(Ipv4Net::new(Ipv4Addr::from(self.address), length).ok()?.into())
+        IpNet::new(self.address.into(), u8::try_from(self.prefix_length).ok()?).ok()
     }
 }
 
 impl Key6 {
+    /// As [`Key4::net`].
     pub(crate) fn net(&self) -> Option<IpNet> {
-        let length = u8::try_from(self.prefix_length).ok()?;
-        Some(Ipv6Net::new(Ipv6Addr::from(self.address), length).ok()?.into())
+        IpNet::new(self.address.into(), u8::try_from(self.prefix_length).ok()?).ok()
     }
 }
+
+/// Parts of a leaf.
+pub(crate) const LEAF_RULE: u32 = 0x0fff_ffff;
+pub(crate) const LEAF_PLAIN: u32 = 0x1000_0000;
+pub(crate) const LEAF_DENY: u32 = 0x2000_0000;
+
+/// Flags of a record. Those of list A, shifted by the list's number for B.
+pub(crate) const LIST: u32 = 1;
+pub(crate) const DENY: u32 = 4;
+pub(crate) const PLAIN: u32 = 16;
+pub(crate) const DESTINATION: u32 = 64;
+pub(crate) const PROTOCOL: u32 = 128;
+pub(crate) const PORTS: u32 = 256;
+pub(crate) const IPV6: u32 = 512;
+pub(crate) const COUNT_ONLY: u32 = 1024;
+
+/// A rule. Addresses are in network byte order, IPv4 ones in the first four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Record {
+    pub(crate) expires: u64,
+    pub(crate) next: u32,
+    pub(crate) counter: u32,
+    pub(crate) flags: u32,
+    pub(crate) source_length: u8,
+    pub(crate) destination_length: u8,
+    pub(crate) protocol: u8,
+    pub(crate) reserved: u8,
+    pub(crate) first_port: u16,
+    pub(crate) last_port: u16,
+    pub(crate) reserved_too: u32,
+    pub(crate) source: [u8; 16],
+    pub(crate) destination: [u8; 16],
+}
+assert_same_layout!(
+    Record,
+    crate::sys::skel::firewall::types::firewall_rule,
+    expires,
+    next,
+    counter,
+    flags,
+    source_length,
+    destination_length,
+    protocol,
+    first_port,
+    last_port,
+    source,
+    destination
+);
+
+/// `list`: waits for a confirmation.
+pub(crate) const PENDING: u32 = 2;
+
+pub(crate) const ENGINE_TRIE: u32 = 0;
+pub(crate) const ENGINE_COMPILED: u32 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Settings {
+    pub(crate) default_action: u32,
+    pub(crate) not_ip: u32,
+    pub(crate) unsupported: u32,
+    pub(crate) neighbours: u32,
+    pub(crate) engine: u32,
+    pub(crate) list: u32,
+    pub(crate) deadline: u64,
+    pub(crate) roots: [[u32; 2]; 2],
+    pub(crate) count_only: u32,
+    pub(crate) sample: u32,
+    pub(crate) counters: u32,
+    pub(crate) counters_mask: u32,
+}
+assert_same_layout!(
+    Settings,
+    crate::sys::skel::firewall::types::firewall_settings,
+    default_action,
+    not_ip,
+    unsupported,
+    neighbours,
+    engine,
+    list,
+    deadline,
+    roots,
+    count_only,
+    sample,
+    counters,
+    counters_mask
+);
 
 #[cfg(test)]
 mod tests {

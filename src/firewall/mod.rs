@@ -1,21 +1,42 @@
-//! [`Firewall`]: allow and deny CIDRs by longest-prefix match.
+//! [`Firewall`]: allow and deny by source prefix, and by destination, protocol and port where wanted.
 
+mod book;
+mod config;
+mod event;
+mod ids;
+mod index;
 mod list;
+mod pending;
+mod rule;
+mod selector;
+mod store;
 
-use std::{fmt, io, net::IpAddr, path::Path};
+use std::{
+    mem::offset_of,
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+pub use book::Replaced;
+use book::{Before, Book};
+pub use config::{Engine, FirewallConfig};
+pub use event::FirewallEvent;
 use ipnet::IpNet;
 pub use list::{parse_prefix, read_prefix_list};
+pub use pending::PendingList;
+pub use rule::{Decision, Rule, RuleEntry};
+pub use selector::Selector;
 
 use crate::{
-    Action, Error, Result, Stage,
-    abi::firewall::{FOLLOW_DEFAULT, Key4, Key6, Rule as RawRule, Settings},
-    stage::{StageCore, StageKind, sealed::Sealed},
-    sys::{
-        self,
-        map::{Map, TypedMap},
-        object::Plan,
+    Error, Events, PacketEvent, Result, Stage,
+    abi::{
+        event::{Event, EventsState},
+        firewall::{ENGINE_COMPILED, Settings},
     },
+    stage::{StageCore, StageKind, sealed::Sealed},
+    sys::{self, object::Plan},
 };
 
 static KIND: StageKind = StageKind {
@@ -27,148 +48,14 @@ static KIND: StageKind = StageKind {
     },
 };
 
-/// What a firewall does with a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Decision {
-    /// The packet goes on.
-    Allow,
-    /// The packet is dropped.
-    Deny,
-}
-
-impl Decision {
-    fn action(self) -> u32 {
-        match self {
-            Self::Allow => Action::Pass as u32,
-            Self::Deny => Action::Drop as u32,
-        }
-    }
-
-    fn from_action(action: u32) -> Self {
-        if action == Action::Pass as u32 { Self::Allow } else { Self::Deny }
-    }
-}
-
-impl fmt::Display for Decision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-        })
-    }
-}
-
-/// What is done with packets from a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Rule {
-    /// Allow or deny.
-    pub decision: Decision,
-}
-
-impl Rule {
-    /// Lets packets go on.
-    #[must_use]
-    pub const fn allow() -> Self {
-        Self { decision: Decision::Allow }
-    }
-
-    /// Drops packets.
-    #[must_use]
-    pub const fn deny() -> Self {
-        Self { decision: Decision::Deny }
-    }
-
-    fn to_raw(self, prefix: IpNet) -> RawRule {
-        RawRule { action: self.decision.action(), prefix_length: prefix.prefix_len().into() }
-    }
-
-    fn from_raw(raw: RawRule) -> Self {
-        Self { decision: Decision::from_action(raw.action) }
-    }
-}
-
-/// How a [`Firewall`] is made.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct FirewallConfig {
-    /// The value's name; `firewall` by default.
-    pub name: String,
-    /// What happens to IP packets from a source that no rule covers; allow by default.
-    pub default: Decision,
-    /// What happens to Ethernet frames that are neither ARP nor IP (LLDP, MPLS, PPPoE, ...). `None`, the
-    /// default: the same as `default`.
-    pub not_ip: Option<Decision>,
-    /// What happens to packets deeper than the parser looks: more than two VLAN tags or eight IPv6 extension
-    /// headers, or headers that a driver put into a second buffer. Deny by default, so that no rule can be passed by
-    /// that way.
-    pub unsupported: Decision,
-    /// Whether ARP and IPv6 neighbour discovery from the link always pass; true by default. Without them the
-    /// host cannot be reached at all. If false, `default` decides over ARP, and the rules over neighbour discovery.
-    pub pass_neighbours: bool,
-    /// Rules that each family can hold; 2^20 by default. Memory is taken as rules come: about 100 bytes each.
-    pub capacity: u32,
-}
-
-impl Default for FirewallConfig {
-    fn default() -> Self {
-        Self {
-            name: "firewall".into(),
-            default: Decision::Allow,
-            not_ip: None,
-            unsupported: Decision::Deny,
-            pass_neighbours: true,
-            capacity: 1 << 20,
-        }
-    }
-}
-
-impl FirewallConfig {
-    /// Sets [`FirewallConfig::name`].
-    #[must_use]
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    /// Sets [`FirewallConfig::default`].
-    #[must_use]
-    pub fn default_decision(mut self, decision: Decision) -> Self {
-        self.default = decision;
-        self
-    }
-
-    /// Sets [`FirewallConfig::not_ip`].
-    #[must_use]
-    pub fn not_ip(mut self, decision: Decision) -> Self {
-        self.not_ip = Some(decision);
-        self
-    }
-
-    /// Sets [`FirewallConfig::unsupported`].
-    #[must_use]
-    pub fn unsupported(mut self, decision: Decision) -> Self {
-        self.unsupported = decision;
-        self
-    }
-
-    /// Sets [`FirewallConfig::pass_neighbours`].
-    #[must_use]
-    pub fn pass_neighbours(mut self, pass: bool) -> Self {
-        self.pass_neighbours = pass;
-        self
-    }
-
-    /// Sets [`FirewallConfig::capacity`].
-    #[must_use]
-    pub fn capacity(mut self, rules: u32) -> Self {
-        self.capacity = rules;
-        self
-    }
-}
-
-/// Judges packets by their source address: of all prefixes that have a rule and cover the address, the longest
-/// decides; where there is none, the default does. One prefix has one rule.
+/// Judges packets by their source address, and by destination, protocol and port where a rule asks for them.
+///
+/// Of all prefixes that cover the source and have a rule that applies, the longest decides; where there is none, the
+/// default does. A rule that has expired, or whose destination, protocol or ports are not the packet's, says nothing:
+/// the next rule is asked, and then those of the next shorter prefix. Among rules of one source prefix, the
+/// one with the longest destination prefix is asked first; then those with ports before those with a protocol only
+/// before those with neither; then the narrower range of ports; then the lower one. Rules with the same [`Selector`] are
+/// the same rule: a list has it once.
 ///
 /// The rules hold for every IP packet, also for fragments and protocols without ports, behind up to two VLAN
 /// tags. Malformed packets are dropped, each under its own [`Reason`](crate::Reason). IPv4 addresses mapped
@@ -177,23 +64,28 @@ impl FirewallConfig {
 /// ```no_run
 /// use xdpkit::{AttachOptions, Firewall, FirewallConfig, Rule, Stage as _};
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # fn main() -> xdpkit::Result<()> {
 /// let firewall = Firewall::load(&FirewallConfig::default())?;
 /// firewall.insert("203.0.113.0/24".parse()?, Rule::deny())?;
-/// firewall.insert("203.0.113.7/32".parse()?, Rule::allow())?;
+/// firewall.insert("203.0.113.7".parse()?, Rule::allow())?;
+/// firewall.insert("198.51.100.0/24 tcp/22".parse()?, Rule::deny().expires_in(std::time::Duration::from_secs(3600)))?;
 /// let _attachment = firewall.attach(&AttachOptions::new("eth0"))?;
 /// println!("{} packets dropped", firewall.stats()?.dropped().packets);
+/// for entry in firewall.iter()? {
+///     println!("{}: {}: {} packets", entry.selector, entry.rule, entry.count.packets);
+/// }
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// Rules live in the kernel's longest-prefix-match tries, with keys in network byte order; a change takes
-/// effect with the next packet.
+/// A change takes effect with the next packet. The value keeps a mirror of the rules, some 100 bytes each; while it
+/// lives, no other process may change them.
 ///
 /// Needs Linux 5.18 or newer (tested from 6.1 on), `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`.
 #[derive(Debug)]
 pub struct Firewall {
     core: StageCore,
+    book: Arc<Mutex<Book>>,
 }
 
 impl Sealed for Firewall {
@@ -204,20 +96,31 @@ impl Sealed for Firewall {
 
 impl Stage for Firewall {}
 
+/// What [`Firewall::insert_many`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inserted {
+    /// Rules that are new.
+    pub added: usize,
+    /// Rules that were there and changed.
+    pub changed: usize,
+    /// Elements that said what was so already.
+    pub duplicates: usize,
+}
+
 impl Firewall {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::Invalid`], [`Error::MissingCapability`],
+    /// [`Error::KernelTooOld`], [`Error::Verifier`],
+    /// [`Error::Load`].
     pub fn load(config: &FirewallConfig) -> Result<Self> {
-        if config.capacity == 0 {
-            return Err(Error::Invalid { what: "capacity", value: "0".into(), expected: "at least 1 rule" });
-        }
-        let capacities = [("rules_v4", config.capacity), ("rules_v6", config.capacity)];
-        let core = StageCore::load(&KIND, &config.name, &capacities)?;
-        let firewall = Self { core };
-        firewall.configure(config)?;
-        Ok(firewall)
+        let sizes = config.sizes()?;
+        let core = StageCore::load(&KIND, &config.name, &sizes.maps)?;
+        core.change_settings("settings", |settings: &mut Settings| *settings = sizes.settings)?;
+        let book = Book::new(&core, config.capacity)?;
+        Ok(Self::of(core, book))
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
@@ -232,152 +135,279 @@ impl Firewall {
         }
     }
 
-    /// From now on, follows the policies of this configuration; its name and capacity are passed over. For an adopted
-    /// firewall, whose policies are those that it was pinned with.
+    /// From now on, follows the policies of this configuration; its name, engine and sizes are passed over. For an
+    /// adopted firewall, whose policies are those that it was pinned with.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Invalid`].
     pub fn configure(&self, config: &FirewallConfig) -> Result<()> {
-        let neighbours = if config.pass_neighbours { Decision::Allow } else { Decision::Deny };
-        self.core.change_settings("settings", |settings: &mut Settings| {
-            *settings = Settings {
-                default_action: config.default.action(),
-                not_ip: config.not_ip.map_or(FOLLOW_DEFAULT, Decision::action),
-                unsupported: config.unsupported.action(),
-                neighbours: neighbours.action(),
-            };
-        })
+        let settings = config.sizes()?.settings;
+        let book = self.book();
+        for (offset, word) in [
+            (offset_of!(Settings, default_action), settings.default_action),
+            (offset_of!(Settings, not_ip), settings.not_ip),
+            (offset_of!(Settings, unsupported), settings.unsupported),
+            (offset_of!(Settings, neighbours), settings.neighbours),
+            (offset_of!(Settings, count_only), settings.count_only),
+            (offset_of!(Settings, sample), settings.sample),
+        ] {
+            book.settings.set(offset, word);
+        }
+        Ok(())
     }
 
     /// Takes over the tables (rules, settings, counters) that an earlier process pinned under this name. To
     /// take over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
     ///
+    /// The earlier process may have died at any moment: what it had begun to change is finished or undone. A list
+    /// that it did not confirm in time is rolled back; one whose time is not over is [`Firewall::pending`].
+    ///
     /// # Errors
-    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
+    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build
+    /// cannot understand the tables.
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        Ok(Self { core: StageCore::adopt(&KIND, directory.as_ref(), name)? })
+        let core = StageCore::adopt(&KIND, directory.as_ref(), name)?;
+        let capacity = config::capacity_of(core.map("rules").capacity());
+        let book = Book::adopt(&core, capacity)?;
+        Ok(Self::of(core, book))
     }
 
-    /// From now on, decides so over IP packets from sources that no rule covers, and over what is not IP unless
+    fn of(core: StageCore, book: Book) -> Self {
+        Self { core, book: Arc::new(Mutex::new(book)) }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What finds the rules: never [`Engine::Auto`].
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        if self.book().settings.read().engine == ENGINE_COMPILED { Engine::Compiled } else { Engine::Trie }
+    }
+
+    /// From now on, decides so over IP packets that no rule decides over, and over what is not IP unless
     /// [`FirewallConfig::not_ip`] says otherwise.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// None at present.
     pub fn set_default(&self, decision: Decision) -> Result<()> {
-        self.core.change_settings("settings", |settings: &mut Settings| settings.default_action = decision.action())
+        self.set(offset_of!(Settings, default_action), decision.action())
     }
 
-    /// Sets the rule of a prefix, and answers the one that it had. Host bits are cleared: `10.9.9.9/8` is
-    /// `10.0.0.0/8`.
+    /// From now on, the rules and the default drop nothing (true), or what they say (false). Malformed packets are
+    /// dropped in any case.
     ///
     /// # Errors
-    /// [`Error::Full`] when the family holds as many rules as it can; [`Error::Map`].
-    pub fn insert(&self, prefix: IpNet, rule: Rule) -> Result<Option<Rule>> {
-        let before = self.get(prefix)?;
-        let raw = rule.to_raw(prefix);
-        let (done, map) = match prefix {
-            IpNet::V4(net) => (self.v4().set(&net.into(), &raw), self.map(prefix)),
-            IpNet::V6(net) => (self.v6().set(&net.into(), &raw), self.map(prefix)),
-        };
-        done.map_err(|error| refused(map, prefix, error))?;
-        Ok(before)
+    /// None at present.
+    pub fn set_count_only(&self, only: bool) -> Result<()> {
+        self.set(offset_of!(Settings, count_only), only.into())
     }
 
-    /// Sets many rules, each as [`Firewall::insert`] does; far faster than one by one. A prefix that stands
-    /// twice gets the later rule.
-    ///
-    /// Not atomic: on an error, the rules before the one that it names may be in force.
+    /// From now on, every n-th dropped packet of each CPU becomes an event; 0 for none.
     ///
     /// # Errors
-    /// [`Error::Full`] naming the first prefix that did not fit; [`Error::Map`].
-    pub fn insert_many(&self, rules: impl IntoIterator<Item = (IpNet, Rule)>) -> Result<()> {
-        let (mut v4, mut v6) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
-        for (prefix, rule) in rules {
-            match prefix {
-                IpNet::V4(net) => {
-                    v4.0.push(Key4::from(net));
-                    v4.1.push(rule.to_raw(prefix));
+    /// None at present.
+    pub fn set_sample(&self, every: u32) -> Result<()> {
+        self.set(offset_of!(Settings, sample), every)
+    }
+
+    fn set(&self, offset: usize, word: u32) -> Result<()> {
+        self.book().settings.set(offset, word);
+        Ok(())
+    }
+
+    /// Sets a rule, and answers the one that was there for the same packets.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when there is no room; [`Error::TooManyRules`] when
+    /// the source prefix has 32 rules, or a packet would have to be compared with more than 63 that are not plain
+    /// (a plain rule has no qualifier and no end and does not only count);
+    /// [`Error::ListPending`]; [`Error::Map`]. Nothing was changed then.
+    pub fn insert(&self, selector: Selector, rule: Rule) -> Result<Option<Rule>> {
+        self.book().insert(&self.core, selector, rule)
+    }
+
+    /// Sets many rules, each as [`Firewall::insert`] does: all of them, or none. Packets see one after the other. A
+    /// selector that stands twice gets the later rule. To set most of a list, [`Firewall::replace_all`] is faster.
+    ///
+    /// # Errors
+    /// As [`Firewall::insert`], naming the first rule that was refused. The earlier rules are back then.
+    pub fn insert_many(&self, rules: impl IntoIterator<Item = (Selector, Rule)>) -> Result<Inserted> {
+        let mut book = self.book();
+        let mut done = Vec::new();
+        let mut report = Inserted::default();
+        for (selector, rule) in rules {
+            match book.insert(&self.core, selector, rule) {
+                Ok(before) => {
+                    match before {
+                        None => report.added += 1,
+                        Some(before) if before == rule => report.duplicates += 1,
+                        Some(_) => report.changed += 1,
+                    }
+                    if before != Some(rule) {
+                        done.push(Before { selector, rule: before });
+                    }
                 }
-                IpNet::V6(net) => {
-                    v6.0.push(Key6::from(net));
-                    v6.1.push(rule.to_raw(prefix));
+                Err(error) => {
+                    self.undo(&mut book, done);
+                    return Err(error);
                 }
             }
         }
-        let key = |net: Option<IpNet>| net.expect("the key was made from a prefix");
-        self.v4().set_many(&v4.0, &v4.1).map_err(|(at, error)| {
-            let prefix = key(v4.0.get(at).and_then(Key4::net));
-            refused(self.map(prefix), prefix, error)
-        })?;
-        self.v6().set_many(&v6.0, &v6.1).map_err(|(at, error)| {
-            let prefix = key(v6.0.get(at).and_then(Key6::net));
-            refused(self.map(prefix), prefix, error)
-        })
+        Ok(report)
     }
 
-    /// Removes the rule of exactly this prefix, and answers it.
+    /// Removes the rule with exactly this selector, and answers it.
+    ///
+    /// # Errors
+    /// [`Error::TooManyRules`] when packets would then be compared with more rules than they
+    /// may; [`Error::ListPending`]; [`Error::Map`].
+    pub fn remove(&self, selector: Selector) -> Result<Option<Rule>> {
+        self.book().remove(&self.core, &selector)
+    }
+
+    /// Removes the rules with these selectors, all of them or none, and answers how many there were.
+    ///
+    /// # Errors
+    /// As [`Firewall::remove`].
+    pub fn remove_many(&self, selectors: impl IntoIterator<Item = Selector>) -> Result<usize> {
+        let mut book = self.book();
+        let mut done = Vec::new();
+        for selector in selectors {
+            match book.remove(&self.core, &selector) {
+                Ok(None) => {}
+                Ok(rule) => done.push(Before { selector, rule }),
+                Err(error) => {
+                    self.undo(&mut book, done);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(done.len())
+    }
+
+    /// Removes the rules that have expired, and answers how many there were. They decide nothing, but take room.
+    ///
+    /// # Errors
+    /// As [`Firewall::remove`].
+    pub fn remove_expired(&self) -> Result<usize> {
+        let expired: Vec<_> =
+            self.iter()?.filter(|entry| entry.rule.is_expired()).map(|entry| entry.selector).collect();
+        self.remove_many(expired)
+    }
+
+    fn undo(&self, book: &mut Book, done: Vec<Before>) {
+        for Before { selector, rule } in done.into_iter().rev() {
+            // What was there before had room; the first error is the one to tell of.
+            let _ = match rule {
+                Some(rule) => book.insert(&self.core, selector, rule).map(drop),
+                None => book.remove(&self.core, &selector).map(drop),
+            };
+        }
+    }
+
+    /// Puts these rules in the place of all others, at once: the new list is built aside, and each packet is judged
+    /// by the old one or the new one. Rules whose selector is in both keep their counters.
+    ///
+    /// ```no_run
+    /// # fn main() -> xdpkit::Result<()> {
+    /// # use xdpkit::{Firewall, FirewallConfig, Rule, read_prefix_list};
+    /// # let firewall = Firewall::load(&FirewallConfig::default())?;
+    /// let bad = read_prefix_list("/etc/blocklist.netset")?;
+    /// let done = firewall.replace_all(bad.into_iter().map(|prefix| (prefix.into(), Rule::deny())))?;
+    /// println!("{} rules are new, {} went", done.added, done.removed);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when a selector stands twice with different rules; else as
+    /// [`Firewall::insert`], naming a rule for which there was no room. The old list is in force then, unchanged.
+    pub fn replace_all(&self, rules: impl IntoIterator<Item = (Selector, Rule)>) -> Result<Replaced> {
+        let rules = rules.into_iter().collect();
+        self.book().replace(&self.core, rules, None)
+    }
+
+    /// As [`Firewall::replace_all`], but the old list returns after `timeout` unless [`PendingList::confirm`] is
+    /// called before: against a list that locks out who sent it. The program sees to it, whether a process lives or not.
+    /// Meanwhile, the rules cannot be changed otherwise.
+    ///
+    /// # Errors
+    /// As [`Firewall::replace_all`].
+    pub fn replace_all_unless_confirmed(
+        &self,
+        rules: impl IntoIterator<Item = (Selector, Rule)>,
+        timeout: Duration,
+    ) -> Result<PendingList<'_>> {
+        let rules = rules.into_iter().collect();
+        let replaced = self.book().replace(&self.core, rules, Some(timeout))?;
+        Ok(PendingList::new(self, Some(replaced)))
+    }
+
+    /// The list that waits for its confirmation, if there is one: also one that an earlier process has left.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn remove(&self, prefix: IpNet) -> Result<Option<Rule>> {
-        let before = self.get(prefix)?;
-        let removed = match prefix {
-            IpNet::V4(net) => self.v4().remove(&net.into())?,
-            IpNet::V6(net) => self.v6().remove(&net.into())?,
-        };
-        Ok(before.filter(|_| removed))
+    pub fn pending(&self) -> Result<Option<PendingList<'_>>> {
+        let until = self.book().pending_until(&self.core)?;
+        Ok(until.map(|_| PendingList::new(self, None)))
     }
 
-    /// The rule of exactly this prefix.
+    /// The rule with exactly this selector, and what it has counted.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn get(&self, prefix: IpNet) -> Result<Option<Rule>> {
-        // A trie answers with the longest match up to the key's length, which may be a shorter prefix.
-        let exact = self.longest(prefix)?.filter(|raw| raw.prefix_length == u32::from(prefix.prefix_len()));
-        Ok(exact.map(Rule::from_raw))
+    pub fn get(&self, selector: Selector) -> Result<Option<RuleEntry>> {
+        self.book().get(&self.core, &selector)
     }
 
-    /// The prefix and rule that decide over packets from this address; `None` when the default does.
+    /// The rule that decides over packets from this address that no rule with a destination, protocol or ports is about;
+    /// `None` when the default does.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn matching(&self, source: IpAddr) -> Result<Option<(IpNet, Rule)>> {
-        let Some(raw) = self.longest(source.into())? else { return Ok(None) };
-        let length = u8::try_from(raw.prefix_length).unwrap_or(u8::MAX);
-        let prefix = IpNet::new(source, length).map_err(|_| Error::Invalid {
-            what: "prefix length in the rules",
-            value: raw.prefix_length.to_string(),
-            expected: "at most the address's length",
-        })?;
-        Ok(Some((prefix.trunc(), Rule::from_raw(raw))))
+    pub fn matching(&self, source: IpAddr) -> Result<Option<RuleEntry>> {
+        self.first(source, |selector| !selector.is_qualified())
     }
 
-    /// All rules: a snapshot, sorted by prefix, IPv4 first. Rules that others change meanwhile may or may not
-    /// be in it.
+    /// The rule that decides over such packets; `None` when the default does. `port` is that of the destination, `None`
+    /// where there is none.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn iter(&self) -> Result<impl Iterator<Item = (IpNet, Rule)> + use<>> {
-        // The kernel reads a batch by longest match: a prefix that has just been removed would come with the rule of
-        // one that covers it.
-        let own = |prefix: Option<IpNet>, raw: RawRule| {
-            prefix.filter(|prefix| u32::from(prefix.prefix_len()) == raw.prefix_length).zip(Some(Rule::from_raw(raw)))
-        };
-        let v4 = self.v4().entries()?.into_iter().filter_map(|(key, raw)| own(key.net(), raw));
-        let v6 = self.v6().entries()?.into_iter().filter_map(|(key, raw)| own(key.net(), raw));
-        let mut rules: Vec<(IpNet, Rule)> = v4.chain(v6).collect();
-        rules.sort_by_key(|(prefix, _)| *prefix);
-        rules.dedup_by_key(|(prefix, _)| *prefix);
-        Ok(rules.into_iter())
+    pub fn explain(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: u8,
+        port: Option<u16>,
+    ) -> Result<Option<RuleEntry>> {
+        self.first(source, |selector| selector.matches(source, destination, protocol, port))
     }
 
-    /// How many rules there are. Counts them, so it takes as long as [`Firewall::iter`].
+    fn first(&self, source: IpAddr, is_about: impl Fn(&Selector) -> bool) -> Result<Option<RuleEntry>> {
+        let asked = self.book().asked(&self.core, IpNet::from(source))?;
+        let decides =
+            |entry: &RuleEntry| !entry.rule.count_only && !entry.rule.is_expired() && is_about(&entry.selector);
+        Ok(asked.into_iter().find(decides))
+    }
+
+    /// All rules with their counters: a snapshot, sorted by source prefix, IPv4 first, and within one in the order in
+    /// which they are asked.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn iter(&self) -> Result<impl Iterator<Item = RuleEntry> + use<>> {
+        Ok(self.book().entries(&self.core)?.into_iter())
+    }
+
+    /// How many rules there are, expired ones included.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn len(&self) -> Result<usize> {
-        Ok(self.iter()?.count())
+        self.book().len(&self.core)
     }
 
     /// Whether there is no rule.
@@ -388,34 +418,26 @@ impl Firewall {
         Ok(self.len()? == 0)
     }
 
-    fn longest(&self, prefix: IpNet) -> Result<Option<RawRule>> {
-        match prefix {
-            IpNet::V4(net) => self.v4().get(&net.into()),
-            IpNet::V6(net) => self.v6().get(&net.into()),
-        }
+    /// The reader of the dropped packets that were sampled.
+    ///
+    /// # Errors
+    /// [`Error::EventsTaken`] while another reader of these events lives in this process.
+    pub fn events(&self) -> Result<Events<FirewallEvent>> {
+        let book = Arc::clone(&self.book);
+        let decode = move |record: &[u8]| {
+            let event = bytemuck::try_pod_read_unaligned::<Event>(record).ok()?;
+            let rule = book.lock().unwrap_or_else(PoisonError::into_inner).selector(event.detail);
+            Some(FirewallEvent { packet: PacketEvent::decode(event)?, rule })
+        };
+        Events::open(self.name(), self.core.map("events"), Box::new(decode))
     }
 
-    fn v4(&self) -> TypedMap<'_, Key4, RawRule> {
-        self.core.table("rules_v4")
-    }
-
-    fn v6(&self) -> TypedMap<'_, Key6, RawRule> {
-        self.core.table("rules_v6")
-    }
-
-    fn map(&self, prefix: IpNet) -> &Map {
-        self.core.map(match prefix {
-            IpNet::V4(_) => "rules_v4",
-            IpNet::V6(_) => "rules_v6",
-        })
-    }
-}
-
-fn refused(map: &Map, prefix: IpNet, error: io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(libc::ENOSPC) => {
-            Error::Full { map: map.name().to_owned(), capacity: map.capacity(), entry: prefix.trunc().to_string() }
-        }
-        _ => map.error("set a rule", error),
+    /// Sampled packets that were not reported because the ring buffer was full.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn events_lost(&self) -> Result<u64> {
+        let cpus = self.core.per_cpu::<EventsState>("events_state").get(0)?;
+        Ok(cpus.iter().map(|cpu| cpu.lost).sum())
     }
 }

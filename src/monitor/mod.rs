@@ -1,14 +1,13 @@
 //! [`PacketMonitor`]: the fundamentals of XDP as a network function.
 
-mod event;
-
 use std::{path::Path, str::FromStr};
 
-pub use event::{Fragment, Network, PacketEvent, Transport, VlanTag};
-
 use crate::{
-    Action, Count, Error, Events, Result, Stage,
-    abi::monitor::{Event, EventsState, PROTOCOLS, Settings},
+    Action, Count, Error, Events, PacketEvent, Result, Stage,
+    abi::{
+        event::{Event, EventsState},
+        monitor::{PROTOCOLS, Settings},
+    },
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{self, object::Plan},
 };
@@ -30,7 +29,7 @@ pub struct MonitorConfig {
     pub name: String,
     /// Every n-th packet of each CPU becomes an event, 1 for all; 0, the default, for none. Can be changed later.
     pub sample: u32,
-    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 96.
+    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 104.
     pub ring_bytes: u32,
 }
 
@@ -284,7 +283,7 @@ impl PacketMonitor {
     pub fn events(&self) -> Result<Events<PacketEvent>> {
         let decode =
             |record: &[u8]| bytemuck::try_pod_read_unaligned::<Event>(record).ok().and_then(PacketEvent::decode);
-        Events::open(self.name(), self.core.map("events"), decode)
+        Events::open(self.name(), self.core.map("events"), Box::new(decode))
     }
 
     /// Sampled packets that were not reported because the ring buffer was full.

@@ -6,7 +6,6 @@
 pub(crate) mod grace;
 pub(crate) mod link;
 pub(crate) mod map;
-#[allow(dead_code, reason = "the compiled engine of the firewall will use it")]
 pub(crate) mod mmap;
 pub(crate) mod net;
 pub(crate) mod object;
@@ -16,7 +15,7 @@ pub(crate) mod ring;
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, unreachable_pub, missing_docs, unused, reason = "generated")]
 pub(crate) mod skel;
 
-use std::{fs, io};
+use std::{fs, io, time::Duration};
 
 /// Turns libbpf's convention, a negative errno, into a result.
 fn check(answer: i32) -> io::Result<i32> {
@@ -53,6 +52,19 @@ pub(crate) fn missing_capabilities() -> Vec<&'static str> {
         missing.push("CAP_NET_ADMIN");
     }
     missing
+}
+
+/// CPUs that there may ever be.
+pub(crate) fn cpus() -> usize {
+    libbpf_rs::num_possible_cpus().unwrap_or(1)
+}
+
+/// The clock that programs go by: `CLOCK_MONOTONIC`, since boot without suspend.
+pub(crate) fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the struct in; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
 }
 
 /// The running kernel's release, such as `6.1.0-40-amd64`.

@@ -1,4 +1,4 @@
-//! A packet as the monitor reports it.
+//! A packet as events report it.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use crate::{
     Action, Reason,
     abi::{
-        monitor::Event,
+        event::Event,
         packet::{FRAGMENT_FIRST, FRAGMENT_LATER, NETWORK_ARP, NETWORK_IPV4, NETWORK_IPV6},
     },
 };
@@ -126,7 +126,7 @@ pub struct PacketEvent {
     pub network: Network,
     /// The transport header, if there is one that we know.
     pub transport: Option<Transport>,
-    /// Why it left the monitor; [`Reason::is_malformed`] tells of a broken packet.
+    /// Why it left the stage; [`Reason::is_malformed`] tells of a broken packet.
     pub reason: Reason,
     /// What became of it.
     pub action: Action,
@@ -134,7 +134,7 @@ pub struct PacketEvent {
 
 impl PacketEvent {
     /// `None` for codes of a newer program.
-    pub(super) fn decode(raw: Event) -> Option<Self> {
+    pub(crate) fn decode(raw: Event) -> Option<Self> {
         let address = |bytes: [u8; 16]| match raw.network {
             NETWORK_IPV4 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
             _ => IpAddr::V6(Ipv6Addr::from(bytes)),

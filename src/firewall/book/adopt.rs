@@ -1,0 +1,142 @@
+//! Building the book from what an earlier process left in the tables.
+
+use std::collections::HashMap;
+
+use ipnet::IpNet;
+
+use super::{Book, Place, Prefixes, ends, is_pending};
+use crate::{
+    Result,
+    abi::firewall::{LEAF_DENY, LEAF_PLAIN, LIST, PLAIN, Record},
+    firewall::{
+        Decision, Selector,
+        ids::{COUNTER, RECORD},
+        index::Refusal,
+        rule::{list_flags, rule_of, selector_of},
+    },
+    stage::StageCore,
+};
+
+impl Book {
+    /// Reads the records, and makes everything else agree with them: the earlier process may have ended between any
+    /// two of its stores.
+    pub(in crate::firewall) fn adopt(core: &StageCore, capacity: u32) -> Result<Self> {
+        let mut book = Self::open(core, capacity)?;
+        let now = book.settings.read();
+        let in_force = (now.list & 1) as usize;
+        book.pending = is_pending(&now);
+        book.current = if book.pending { in_force ^ 1 } else { in_force };
+        for list in 0..2 {
+            book.index.adopt(core, list, now.roots[list])?;
+        }
+        for list in 0..2 {
+            let found = book.read_list(list);
+            if list == in_force || book.pending {
+                book.adopt_list(core, list, found)?;
+            } else {
+                book.abandon_list(core, list, found)?;
+            }
+        }
+        Ok(book)
+    }
+
+    /// The rules of a list, in the order in which they are asked.
+    fn read_list(&mut self, list: usize) -> Vec<(Selector, u32, Record)> {
+        let mut found: Vec<(Selector, u32, Record)> = (1..self.records.len())
+            .filter(|id| self.records.flags(*id) & LIST << list != 0)
+            .filter_map(|id| {
+                let record = self.records.read(id);
+                Some((selector_of(&record)?, id, record))
+            })
+            .collect();
+        found.sort_by(|(a, ..), (b, ..)| a.source().cmp(&b.source()).then_with(|| a.rank().cmp(&b.rank())));
+        // A change that was cut short may have left the old record beside the new one: one of them is kept.
+        let mut kept: Vec<(Selector, u32, Record)> = Vec::with_capacity(found.len());
+        for rule in found {
+            match kept.last() {
+                Some(last) if last.0 == rule.0 => {
+                    let flags = self.records.flags(rule.1) & !list_flags(list);
+                    self.records.set_flags(rule.1, flags);
+                }
+                _ => kept.push(rule),
+            }
+        }
+        kept
+    }
+
+    fn adopt_list(&mut self, core: &StageCore, list: usize, found: Vec<(Selector, u32, Record)>) -> Result<()> {
+        self.lists[list] = Prefixes::with_capacity(found.len());
+        self.lists[list].rules = found.len();
+        let mut leaves: Vec<(IpNet, u32)> = Vec::new();
+        for group in found.chunk_by(|a, b| a.0.source() == b.0.source()) {
+            let prefix = group[0].0.source();
+            let mut next = 0;
+            for (at, (selector, id, record)) in group.iter().enumerate().rev() {
+                let place = Place { leaf: leaf_of(record, *id, list), record: *record };
+                self.ids.add(*id, list, RECORD);
+                self.ids.add(place.counter(), list, COUNTER);
+                if !ends(place.leaf) {
+                    if at + 1 == group.len() {
+                        next = self.lists[list].covering_leaf(selector.source());
+                        self.lists[list].set_open(prefix, true);
+                    }
+                    self.records.set_next(*id, next);
+                }
+                next = place.leaf;
+            }
+            self.lists[list].set_leaf(prefix, next);
+            leaves.push((prefix, next));
+        }
+        self.repair_index(core, list, &leaves)
+    }
+
+    fn repair_index(&mut self, core: &StageCore, list: usize, leaves: &[(IpNet, u32)]) -> Result<()> {
+        if self.index.is_compiled() {
+            // Beside the old one, if there is room for both; the old one is right but for a change that was cut short.
+            let old = self.index.take_roots(list);
+            match self.index.build(core, list, leaves) {
+                Ok(new) => {
+                    self.settings.set_roots(list, new);
+                    self.index.free_roots(old);
+                    self.wait(core)?;
+                }
+                Err(_) => self.index.put_roots(list, old),
+            }
+            return Ok(());
+        }
+        let wanted: HashMap<IpNet, u32> = leaves.iter().copied().collect();
+        let mut held: HashMap<IpNet, u32> = self.index.entries(core, list)?.into_iter().collect();
+        for (prefix, leaf) in &wanted {
+            if held.remove(prefix) != Some(*leaf) {
+                self.with_index(core, |index, records| index.set(core, records, list, *prefix, *leaf))?;
+            }
+        }
+        for prefix in held.into_keys() {
+            self.with_index(core, |index, records| index.remove(core, records, list, prefix, 0))?;
+        }
+        Ok(())
+    }
+
+    /// Clears what is left of a list that is not in force: one that was being built, or dropped.
+    fn abandon_list(&mut self, core: &StageCore, list: usize, found: Vec<(Selector, u32, Record)>) -> Result<()> {
+        for (_, id, record) in found {
+            let place = Place { leaf: leaf_of(&record, id, list), record };
+            self.give_back(list, &place);
+        }
+        let held = self.index.entries(core, list)?;
+        self.index.retire(list);
+        self.settings.set_roots(list, [0; 2]);
+        self.wait(core)?;
+        self.index.clear(core, list, held.into_iter().map(|(prefix, _)| prefix)).map_err(Refusal::into_error)
+    }
+}
+
+fn leaf_of(record: &Record, id: u32, list: usize) -> u32 {
+    if record.flags & PLAIN << list == 0 {
+        return id;
+    }
+    match rule_of(record, list).decision {
+        Decision::Allow => id | LEAF_PLAIN,
+        Decision::Deny => id | LEAF_PLAIN | LEAF_DENY,
+    }
+}

@@ -1,0 +1,264 @@
+//! The rule book: the control plane's mirror of both lists, and every change to them.
+//!
+//! A prefix leads, by the index, to the first of its rules; each record that is not plain leads to the next rule of
+//! its prefix, the last one to the first rule of the nearest covering prefix. So a packet that a rule says nothing
+//! about goes on without another look-up. Records are written before what leads to them; what is in use is
+//! changed one word at a time; what was in use is written again only after a grace period.
+
+mod adopt;
+mod edit;
+mod prefixes;
+mod replace;
+
+use std::{io, mem::offset_of, time::Duration};
+
+pub(super) use edit::Before;
+use ipnet::IpNet;
+use prefixes::{Prefixes, ends};
+pub use replace::Replaced;
+
+use super::{
+    RuleEntry, Selector,
+    ids::{COUNTER, Ids, RECORD},
+    index::{Index, Refusal},
+    rule::{rule_of, selector_of},
+    store::{Counts, Records, SettingsView},
+};
+use crate::{
+    Error, Result,
+    abi::firewall::{ENGINE_COMPILED, LEAF_PLAIN, LEAF_RULE, PENDING, Record, Settings},
+    stage::StageCore,
+    sys::{self, grace::GracePeriod},
+};
+
+/// The most rules that one source prefix may have.
+pub(super) const RULES_PER_PREFIX: usize = 32;
+/// The most records that a packet may be compared with: one less than `RULES_ASKED_MAX` in the program, which needs a
+/// step for the plain rule at the end.
+const RULES_ASKED: usize = 63;
+
+#[derive(Debug)]
+pub(super) struct Book {
+    pub(super) settings: SettingsView,
+    records: Records,
+    counts: Counts,
+    index: Index,
+    ids: Ids,
+    lists: [Prefixes; 2],
+    /// The list that is in force, or will be again if the other is not confirmed.
+    current: usize,
+    pending: bool,
+    capacity: u32,
+    grace: Option<GracePeriod>,
+}
+
+/// A rule where it stands.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    leaf: u32,
+    record: Record,
+}
+
+impl Place {
+    fn id(&self) -> u32 {
+        self.leaf & LEAF_RULE
+    }
+
+    fn counter(&self) -> u32 {
+        if self.leaf & LEAF_PLAIN == 0 { self.record.counter } else { self.id() }
+    }
+
+    fn selector(&self) -> Selector {
+        selector_of(&self.record).expect("the book holds rules that it wrote or has read")
+    }
+}
+
+impl Book {
+    /// Over new tables.
+    pub(super) fn new(core: &StageCore, capacity: u32) -> Result<Self> {
+        let mut book = Self::open(core, capacity)?;
+        let roots = book.index.build(core, 0, &[]).map_err(Refusal::into_error)?;
+        book.settings.set_roots(0, roots);
+        Ok(book)
+    }
+
+    fn open(core: &StageCore, capacity: u32) -> Result<Self> {
+        let settings = SettingsView::of(core)?;
+        let now = settings.read();
+        let records = Records::of(core)?;
+        let index = if now.engine == ENGINE_COMPILED { Index::compiled(core)? } else { Index::Trie };
+        Ok(Self {
+            counts: Counts::of(core, now.counters)?,
+            ids: Ids::new(core.map("rules").capacity()),
+            settings,
+            records,
+            index,
+            lists: Default::default(),
+            current: 0,
+            pending: false,
+            capacity,
+            grace: None,
+        })
+    }
+
+    /// The list that packets are judged by at this moment. Finishes a roll-back whose time has come.
+    fn in_force(&mut self, core: &StageCore) -> Result<usize> {
+        if self.pending {
+            if sys::monotonic() < self.deadline() {
+                return Ok(self.current ^ 1);
+            }
+            self.roll_back(core)?;
+        }
+        Ok(self.current)
+    }
+
+    fn deadline(&self) -> Duration {
+        Duration::from_nanos(self.settings.read().deadline)
+    }
+
+    /// The rules of a prefix in the order in which they are asked.
+    fn places(&self, list: usize, prefix: IpNet) -> Vec<Place> {
+        let mut places = Vec::new();
+        let mut leaf = self.lists[list].leaf(prefix);
+        while leaf != 0 {
+            let record = self.records.read(leaf & LEAF_RULE);
+            if selector_of(&record).is_none_or(|selector| selector.source() != prefix) {
+                break;
+            }
+            places.push(Place { leaf, record });
+            leaf = if leaf & LEAF_PLAIN == 0 { record.next } else { 0 };
+        }
+        places
+    }
+
+    fn find(&self, list: usize, selector: &Selector) -> Option<Place> {
+        self.places(list, selector.source()).into_iter().find(|place| place.selector() == *selector)
+    }
+
+    fn entry(&self, list: usize, place: &Place) -> RuleEntry {
+        let rule = rule_of(&place.record, list);
+        RuleEntry { selector: place.selector(), rule, count: self.counts.read(place.counter()) }
+    }
+
+    pub(super) fn get(&mut self, core: &StageCore, selector: &Selector) -> Result<Option<RuleEntry>> {
+        let list = self.in_force(core)?;
+        Ok(self.find(list, selector).map(|place| self.entry(list, &place)))
+    }
+
+    /// All rules, in the order of prefixes and then in that in which they are asked.
+    pub(super) fn entries(&mut self, core: &StageCore) -> Result<Vec<RuleEntry>> {
+        let list = self.in_force(core)?;
+        let mut prefixes: Vec<IpNet> = self.lists[list].iter().map(|(prefix, _)| prefix).collect();
+        prefixes.sort_unstable();
+        let places = prefixes.into_iter().flat_map(|prefix| self.places(list, prefix));
+        Ok(places.map(|place| self.entry(list, &place)).collect())
+    }
+
+    pub(super) fn len(&mut self, core: &StageCore) -> Result<usize> {
+        let list = self.in_force(core)?;
+        Ok(self.lists[list].rules)
+    }
+
+    /// The rules that a packet from an address would be compared with, until a plain one.
+    pub(super) fn asked(&mut self, core: &StageCore, address: IpNet) -> Result<Vec<RuleEntry>> {
+        let list = self.in_force(core)?;
+        let mut entries = Vec::new();
+        let mut next = self.lists[list].longest(address, address.max_prefix_len());
+        while let Some((prefix, _)) = next {
+            let places = self.places(list, prefix);
+            entries.extend(places.iter().map(|place| self.entry(list, place)));
+            let ended = places.last().is_some_and(|place| ends(place.leaf));
+            next = if ended { None } else { self.lists[list].covering(prefix) };
+        }
+        Ok(entries)
+    }
+
+    /// The selector of a record that an event names.
+    pub(super) fn selector(&self, id: u32) -> Option<Selector> {
+        (id != 0 && self.ids.has_record(id)).then(|| selector_of(&self.records.read(id))).flatten()
+    }
+
+    /// Waits until no packet is judged by what was in force before, and makes use of what that frees.
+    fn wait(&mut self, core: &StageCore) -> Result<()> {
+        let fail = |source: io::Error| core.map("rules").error("wait for a grace period", source);
+        let grace = match self.grace.take() {
+            Some(grace) => grace,
+            None => GracePeriod::new().map_err(fail)?,
+        };
+        grace.wait().map_err(fail)?;
+        self.grace = Some(grace);
+        let Self { ids, counts, index, .. } = self;
+        ids.release(|id| counts.reset(id));
+        index.release();
+        Ok(())
+    }
+
+    /// A number for a rule of a list. May wait for a grace period.
+    fn take_id(&mut self, core: &StageCore, list: usize, what: u8, selector: &Selector) -> Result<u32> {
+        if let Some(id) = self.ids.take(list, what) {
+            return Ok(id);
+        }
+        if self.ids.has_quarantine() {
+            self.wait(core)?;
+        }
+        self.ids.take(list, what).ok_or_else(|| self.full(core, selector))
+    }
+
+    fn full(&self, core: &StageCore, selector: &Selector) -> Error {
+        Error::Full { map: core.map("rules").name().to_owned(), capacity: self.capacity, entry: selector.to_string() }
+    }
+
+    /// Does something to the index; once more after a grace period where that makes room.
+    fn with_index<T>(
+        &mut self,
+        core: &StageCore,
+        mut change: impl FnMut(&mut Index, &Records) -> Result<T, Refusal>,
+    ) -> Result<T> {
+        match change(&mut self.index, &self.records) {
+            Err(Refusal::Later) => {
+                self.wait(core)?;
+                change(&mut self.index, &self.records).map_err(Refusal::into_error)
+            }
+            other => other.map_err(Refusal::into_error),
+        }
+    }
+
+    /// How many records a packet asks from a leaf on, before a plain rule or the end.
+    fn records_from(&self, mut leaf: u32) -> usize {
+        let mut count = 0;
+        while !ends(leaf) && count <= RULES_ASKED {
+            count += 1;
+            leaf = self.records.read(leaf & LEAF_RULE).next;
+        }
+        count
+    }
+
+    /// Lets go of what a list holds of a rule.
+    fn give_back(&mut self, list: usize, place: &Place) {
+        let id = place.id();
+        self.records.set_flags(id, self.records.flags(id) & !super::rule::list_flags(list));
+        self.ids.remove(id, list, RECORD);
+        self.ids.remove(place.counter(), list, COUNTER);
+    }
+}
+
+impl Refusal {
+    /// For what has waited already.
+    fn into_error(self) -> Error {
+        match self {
+            Self::Error(error) => error,
+            Self::Later => Error::Map {
+                map: "lpm_lines".into(),
+                operation: "set a rule",
+                cause: io::ErrorKind::StorageFull.into(),
+            },
+        }
+    }
+}
+
+/// Whether the settings wait for a confirmation.
+fn is_pending(settings: &Settings) -> bool {
+    settings.list & PENDING != 0
+}
+
+const _: () = assert!(offset_of!(Settings, deadline) % 8 == 0);

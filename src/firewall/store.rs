@@ -1,0 +1,157 @@
+//! The firewall's mapped tables: settings, records of rules, counters. Every access is one aligned word, so that
+//! programs and other threads see the old or the new one.
+
+use std::{
+    mem::offset_of,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use crate::{
+    Count, Result,
+    abi::firewall::{PENDING, Record, Settings},
+    stage::StageCore,
+    sys::mmap::Mapping,
+};
+
+const RECORD_WORDS: usize = size_of::<Record>() / 4;
+/// Packets and bytes, 64 bits each.
+const COUNT_WORDS: usize = 4;
+
+fn store(words: &[AtomicU32], at: usize, word: u32) {
+    // What was written before is there for whoever finds it by this word.
+    words[at].store(word, Ordering::Release);
+}
+
+/// The one entry of `settings`.
+#[derive(Debug)]
+pub(super) struct SettingsView(Mapping);
+
+impl SettingsView {
+    pub(super) fn of(core: &StageCore) -> Result<Self> {
+        Mapping::new(core.map("settings")).map(Self)
+    }
+
+    pub(super) fn read(&self) -> Settings {
+        let mut words = [0; size_of::<Settings>() / 4];
+        words.iter_mut().zip(self.0.as_ref()).for_each(|(word, now)| *word = now.load(Ordering::Acquire));
+        bytemuck::cast(words)
+    }
+
+    /// Sets the field of 32 bits at this offset.
+    pub(super) fn set(&self, offset: usize, word: u32) {
+        store(self.0.as_ref(), offset / 4, word);
+    }
+
+    pub(super) fn set_roots(&self, list: usize, roots: [u32; 2]) {
+        for (family, root) in roots.into_iter().enumerate() {
+            self.set(offset_of!(Settings, roots) + 8 * list + 4 * family, root);
+        }
+    }
+
+    /// Puts a list in force.
+    pub(super) fn publish(&self, list: usize) {
+        self.set(offset_of!(Settings, list), list as u32);
+    }
+
+    /// Puts a list in force until a time of `CLOCK_MONOTONIC`.
+    pub(super) fn publish_until(&self, list: usize, deadline: Duration) {
+        let deadline = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+        // Nobody looks at the deadline while no list is pending.
+        self.set(offset_of!(Settings, deadline), deadline as u32);
+        self.set(offset_of!(Settings, deadline) + 4, (deadline >> 32) as u32);
+        self.set(offset_of!(Settings, list), list as u32 | PENDING);
+    }
+}
+
+/// `rules`.
+#[derive(Debug)]
+pub(super) struct Records(Mapping);
+
+impl Records {
+    pub(super) fn of(core: &StageCore) -> Result<Self> {
+        Mapping::new(core.map("rules")).map(Self)
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        (self.0.as_ref().len() / RECORD_WORDS) as u32
+    }
+
+    fn start(id: u32) -> usize {
+        id as usize * RECORD_WORDS
+    }
+
+    pub(super) fn read(&self, id: u32) -> Record {
+        let mut words = [0; RECORD_WORDS];
+        let now = &self.0.as_ref()[Self::start(id)..];
+        words.iter_mut().zip(now).for_each(|(word, now)| *word = now.load(Ordering::Relaxed));
+        bytemuck::cast(words)
+    }
+
+    /// Writes a record that no program reads. Its flags come last: they say that it counts.
+    pub(super) fn write(&self, id: u32, record: &Record) {
+        let words: [u32; RECORD_WORDS] = bytemuck::cast(*record);
+        let flags = offset_of!(Record, flags) / 4;
+        for (at, word) in words.into_iter().enumerate().filter(|(at, _)| *at != flags) {
+            self.0.as_ref()[Self::start(id) + at].store(word, Ordering::Relaxed);
+        }
+        store(self.0.as_ref(), Self::start(id) + flags, record.flags);
+    }
+
+    pub(super) fn set_next(&self, id: u32, leaf: u32) {
+        store(self.0.as_ref(), Self::start(id) + offset_of!(Record, next) / 4, leaf);
+    }
+
+    pub(super) fn flags(&self, id: u32) -> u32 {
+        self.0.as_ref()[Self::start(id) + offset_of!(Record, flags) / 4].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_flags(&self, id: u32, flags: u32) {
+        store(self.0.as_ref(), Self::start(id) + offset_of!(Record, flags) / 4, flags);
+    }
+
+    pub(super) fn source_length(&self, id: u32) -> u8 {
+        let word = self.0.as_ref()[Self::start(id) + offset_of!(Record, source_length) / 4].load(Ordering::Relaxed);
+        word.to_le_bytes()[offset_of!(Record, source_length) % 4]
+    }
+}
+
+/// `rule_counts`: for each set of CPUs, a counter a rule.
+#[derive(Debug)]
+pub(super) struct Counts {
+    words: Mapping,
+    rules: usize,
+}
+
+impl Counts {
+    /// `rules`: counters in a set; 0 when rules are not counted.
+    pub(super) fn of(core: &StageCore, rules: u32) -> Result<Self> {
+        Ok(Self { words: Mapping::new(core.map("rule_counts"))?, rules: rules as usize })
+    }
+
+    fn sets(&self, counter: u32) -> impl Iterator<Item = &[AtomicU32]> {
+        let size = (self.rules * COUNT_WORDS).max(1);
+        let start = counter as usize * COUNT_WORDS;
+        let sets = if self.rules == 0 { &[] } else { self.words.as_ref() };
+        sets.chunks_exact(size).map(move |set| &set[start..start + COUNT_WORDS])
+    }
+
+    pub(super) fn read(&self, counter: u32) -> Count {
+        let number = |halves: &[AtomicU32]| loop {
+            // The program adds to all 64 bits at once: the upper half must not have moved between.
+            let high = halves[1].load(Ordering::Acquire);
+            let low = halves[0].load(Ordering::Acquire);
+            if halves[1].load(Ordering::Acquire) == high {
+                return u64::from(high) << 32 | u64::from(low);
+            }
+        };
+        self.sets(counter).fold(Count::default(), |sum, words| {
+            sum + Count { packets: number(&words[..2]), bytes: number(&words[2..]) }
+        })
+    }
+
+    /// For a counter that no program adds to.
+    pub(super) fn reset(&self, counter: u32) {
+        self.sets(counter).flatten().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+}
