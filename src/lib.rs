@@ -7,7 +7,7 @@ mod error;
 mod events;
 mod firewall;
 mod interface;
-#[allow(dead_code, reason = "not every table uses everything")]
+#[allow(dead_code, reason = "the rate limiter will use the rest")]
 mod lpm;
 mod monitor;
 mod packet;
