@@ -10,7 +10,7 @@ use bytemuck::Pod;
 
 use crate::{
     AttachOptions, Attachment, Error, Pipeline, Result, Stats, TestRun, Verdict,
-    abi::reason::Counters,
+    abi::{event::EventsState, reason::Counters},
     pin,
     sys::{
         map::{Map, PerCpu, TypedMap},
@@ -180,6 +180,11 @@ impl StageCore {
     /// The counters of each CPU.
     pub(crate) fn counters(&self) -> Result<Vec<Counters>> {
         self.per_cpu("counters").get(0)
+    }
+
+    /// Events that found the ring full, for stages whose program includes `event.h`.
+    pub(crate) fn events_lost(&self) -> Result<u64> {
+        Ok(self.per_cpu::<EventsState>("events_state").get(0)?.iter().map(|cpu| cpu.lost).sum())
     }
 
     pub(crate) fn per_cpu<V: Pod>(&self, name: &str) -> PerCpu<'_, V> {

@@ -32,7 +32,7 @@ pub use selector::Selector;
 use crate::{
     Error, Events, PacketEvent, Result, Stage,
     abi::{
-        event::{Event, EventsState},
+        event::Event,
         firewall::{ENGINE_COMPILED, Settings},
     },
     stage::{StageCore, StageKind, sealed::Sealed},
@@ -437,7 +437,6 @@ impl Firewall {
     /// # Errors
     /// [`Error::Map`].
     pub fn events_lost(&self) -> Result<u64> {
-        let cpus = self.core.per_cpu::<EventsState>("events_state").get(0)?;
-        Ok(cpus.iter().map(|cpu| cpu.lost).sum())
+        self.core.events_lost()
     }
 }

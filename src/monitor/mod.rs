@@ -5,7 +5,7 @@ use std::{path::Path, str::FromStr};
 use crate::{
     Action, Count, Error, Events, PacketEvent, Result, Stage,
     abi::{
-        event::{Event, EventsState},
+        event::Event,
         monitor::{PROTOCOLS, Settings},
     },
     stage::{StageCore, StageKind, sealed::Sealed},
@@ -291,7 +291,6 @@ impl PacketMonitor {
     /// # Errors
     /// [`Error::Map`].
     pub fn events_lost(&self) -> Result<u64> {
-        let cpus = self.core.per_cpu::<EventsState>("events_state").get(0)?;
-        Ok(cpus.iter().map(|cpu| cpu.lost).sum())
+        self.core.events_lost()
     }
 }
