@@ -11,6 +11,8 @@ mod interface;
 mod lpm;
 mod monitor;
 mod packet;
+#[cfg(feature = "pcapng")]
+mod pcapng;
 mod pin;
 mod pipeline;
 pub mod preflight;
@@ -31,6 +33,8 @@ pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
 pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
+#[cfg(feature = "pcapng")]
+pub use pcapng::PcapngWriter;
 pub use pin::{Pinned, pinned, remove_pins};
 pub use pipeline::{Pipeline, Position};
 pub use reason::{Action, Reason};

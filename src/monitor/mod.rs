@@ -29,7 +29,7 @@ pub struct MonitorConfig {
     pub name: String,
     /// Every n-th packet of each CPU becomes an event, 1 for all; 0, the default, for none. Can be changed later.
     pub sample: u32,
-    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 104.
+    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 232.
     pub ring_bytes: u32,
 }
 
