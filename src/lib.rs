@@ -21,6 +21,7 @@ mod stage;
 mod stats;
 mod sys;
 mod test_run;
+mod text;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use error::{Error, Result};

@@ -13,6 +13,7 @@ use super::Firewall;
 /// What finds the rules of an address. Both give the same answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Engine {
     /// [`Engine::Trie`] for a capacity of up to 1,024 rules, else [`Engine::Compiled`].
     #[default]
@@ -35,6 +36,7 @@ const SPARE_NUMBERS: u32 = 1024;
 /// How a [`Firewall`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct FirewallConfig {
     /// The value's name; `firewall` by default.
     pub name: String,

@@ -24,6 +24,7 @@ static KIND: StageKind = StageKind {
 /// How a [`PacketMonitor`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct MonitorConfig {
     /// The value's name; `monitor` by default.
     pub name: String,
@@ -66,6 +67,7 @@ impl MonitorConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Protocol {
     /// ARP (RFC 826).
     Arp = 1,
