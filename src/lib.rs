@@ -6,6 +6,8 @@ mod attach;
 mod error;
 mod events;
 mod firewall;
+#[cfg(feature = "health")]
+mod health;
 mod interface;
 #[allow(dead_code, reason = "the rate limiter will use the rest")]
 mod lpm;
@@ -30,6 +32,8 @@ pub use firewall::{
     Decision, Engine, Firewall, FirewallConfig, FirewallEvent, Inserted, PendingList, Replaced, Rule, RuleEntry,
     Selector, parse_prefix, read_prefix_list,
 };
+#[cfg(feature = "health")]
+pub use health::{Health, HealthChange, HealthCheck, HealthChecks, Probe};
 pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
