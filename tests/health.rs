@@ -111,7 +111,7 @@ fn a_host_that_does_not_answer_is_down_after_as_many_timeouts_as_it_takes() {
     lab.client.run(|| checks.insert("nobody", check)).unwrap();
     assert_eq!(next(&changes).health, Health::Down);
     let took = start.elapsed();
-    assert!(took >= Duration::from_millis(340), "three probes and two pauses, not {took:?}");
+    assert!(took >= Duration::from_millis(300), "three probes, not {took:?}");
     if !common::is_emulated() {
         assert!(took < Duration::from_secs(3), "{took:?}");
     }

@@ -107,9 +107,12 @@ impl<K: Clone + Eq + Hash + Send + 'static> HealthChecks<K> {
             move || run(&key, &check, &shared, &*on_change)
         };
         let builder = thread::Builder::new().name(format!("health {}", check.target)).stack_size(STACK_BYTES);
+        // Held from before it begins, so that its callback finds it.
+        let mut running = self.running();
         let thread = builder.spawn(work).map_err(|cause| Error::Thread { purpose: "a health check", cause })?;
-        // Ended without the lock, which its callback may wait for. Another thread may have used the key meanwhile.
-        let other = self.running().insert(key, Running { check, shared, thread });
+        let other = running.insert(key, Running { check, shared, thread });
+        // Another thread may have used the key meanwhile. Its end is waited for without the lock.
+        drop(running);
         Ok(other.map(Running::end).or(earlier))
     }
 
