@@ -40,7 +40,7 @@ pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
 pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 #[cfg(feature = "pcapng")]
 pub use pcapng::PcapngWriter;
-pub use pin::{Pinned, pinned, remove_pins};
+pub use pin::{Pinned, open_program, pinned, remove_pins};
 pub use pipeline::{Pipeline, Position};
 pub use reason::{Action, Reason};
 pub use stage::Stage;
