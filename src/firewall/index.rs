@@ -30,6 +30,9 @@ pub(super) enum Index {
 /// Of a list, by family.
 pub(super) type Roots = (Root<Ipv4Net>, Root<Ipv6Net>);
 
+/// Of both families, of the list in force and of the one that is built beside it.
+const ROOTS: u32 = 4;
+
 const TRIES: [[&str; 2]; 2] = [["trie_v4_a", "trie_v6_a"], ["trie_v4_b", "trie_v6_b"]];
 
 fn trie4(core: &StageCore, list: usize) -> TypedMap<'_, Key4, u32> {
@@ -42,7 +45,7 @@ fn trie6(core: &StageCore, list: usize) -> TypedMap<'_, Key6, u32> {
 
 impl Index {
     pub(super) fn compiled(core: &StageCore) -> Result<Self> {
-        let table = Table::new(Mapping::new(core.map("lpm_lines"))?);
+        let table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
         Ok(Self::Compiled { table, roots: [None; 2] })
     }
 
