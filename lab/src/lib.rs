@@ -32,6 +32,7 @@ pub mod frame;
 mod namespace;
 mod netlink;
 pub mod packet;
+pub mod prefixes;
 mod sys;
 pub mod topology;
 pub mod traffic;
