@@ -15,6 +15,7 @@ use xdpkit_lab::{
     bench::{Harness, Random, Table},
     frame::Frame,
     prefixes::{Prefixes, inside, near},
+    usage::Memory,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -137,8 +138,9 @@ fn lists(nets: &[IpNet], engine: Engine) -> Result<String> {
     firewall.replace_all(mixed(one))?;
     let replace = timed(&mut || firewall.replace_all(mixed(other)).map(drop))?;
     Ok(format!(
-        "load {load:.1?}, edit {half:.1?} (99 %: {most:.1?}, longest {:.1?}), replace {replace:.1?}",
-        edits[EDITS - 1]
+        "load {load:.1?}, edit {half:.1?} (99 %: {most:.1?}, longest {:.1?}), replace {replace:.1?}; {}",
+        edits[EDITS - 1],
+        Memory::now()?
     ))
 }
 

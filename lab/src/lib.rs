@@ -36,6 +36,7 @@ pub mod prefixes;
 mod sys;
 pub mod topology;
 pub mod traffic;
+pub mod usage;
 
 pub use device::{XdpPass, veth, xdp_program};
 pub use error::{Error, Result};
