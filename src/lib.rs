@@ -24,8 +24,8 @@ pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use firewall::{
-    Decision, Engine, Firewall, FirewallConfig, FirewallEvent, Inserted, PendingList, Replaced, Rule, RuleEntry,
-    Selector, parse_prefix, read_prefix_list,
+    Decision, Engine, Firewall, FirewallConfig, FirewallEvent, Inserted, PendingList, Progress, Replaced, Rule,
+    RuleEntry, Selector, parse_prefix, read_prefix_list, read_prefix_list_with_progress,
 };
 pub use interface::Interface;
 pub use ipnet;

@@ -116,7 +116,8 @@ fn a_routing_table_is_judged_as_the_model_says_and_after_edits_too() {
         }
         rules.iter().for_each(|(selector, rule)| model.set(*selector, Some(*rule)));
         let capacity = rules.len() as u32 + 100_000;
-        let config = FirewallConfig::default().capacity(capacity).engine(engine).name(format!("{engine:?}"));
+        let config =
+            FirewallConfig::default().capacity(capacity).engine(engine).name(format!("{engine:?}").to_lowercase());
         let firewall = Firewall::load(&config).unwrap();
         let start = Instant::now();
         let done = firewall.replace_all(rules).unwrap();

@@ -93,13 +93,13 @@ impl Index {
                 Ok([0; 2])
             }
             Self::Compiled { table, roots } => {
-                let last = rules.last().map(|(net, _)| *net);
-                let root4 = table.build(&v4).map_err(|error| no_lines(core, last, error))?;
-                let root6 = match table.build(&v6) {
+                let named = |at: usize| rules.get(at).map(|(net, _)| *net);
+                let root4 = table.build_or_tell(&v4).map_err(|(error, at)| no_lines(core, named(at), error))?;
+                let root6 = match table.build_or_tell(&v6) {
                     Ok(root) => root,
-                    Err(error) => {
+                    Err((error, at)) => {
                         table.free(root4);
-                        return Err(no_lines(core, last, error));
+                        return Err(no_lines(core, named(split + at), error));
                     }
                 };
                 roots[list] = Some((root4, root6));

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Count, Result,
-    abi::firewall::{PENDING, Record, Settings, Uncounted},
+    abi::firewall::{LIST, PENDING, Record, Settings, Uncounted},
     stage::StageCore,
     sys::mmap::Mapping,
 };
@@ -87,6 +87,22 @@ impl Records {
         let now = &self.0.as_ref()[Self::start(id)..];
         words.iter_mut().zip(now).for_each(|(word, now)| *word = now.load(Ordering::Relaxed));
         bytemuck::cast(words)
+    }
+
+    /// The record that an event names, if a list holds it: read without the book's lock, and so until it stands still.
+    pub(super) fn in_use(&self, id: u32) -> Option<Record> {
+        if id == 0 || id >= self.len() {
+            return None;
+        }
+        loop {
+            let record = self.read(id);
+            if record.flags & (LIST | LIST << 1) == 0 {
+                return None;
+            }
+            if self.read(id) == record {
+                return Some(record);
+            }
+        }
     }
 
     /// Writes a record that no program reads. Its flags come last: they say that it counts.
@@ -178,7 +194,7 @@ fn counted_by(counter: u32, words: &[AtomicU32], log: &[AtomicU32]) -> Count {
             for entry in log[offset_of!(Uncounted, entry) / 4..].chunks_exact(2) {
                 // An entry is there from its upper half on, and is whole then.
                 if entry[1].load(Ordering::Acquire) == counter {
-                    sum = sum + Count { packets: 1, bytes: entry[0].load(Ordering::Acquire).into() };
+                    sum += Count { packets: 1, bytes: entry[0].load(Ordering::Acquire).into() };
                 }
             }
             if turns() == before {
