@@ -1,42 +1,58 @@
-//! What a firewall's look-up costs, by engine and rules, hit and miss, on 64k random sources.
+//! What a firewall costs: a packet by engine and number of rules, hit and miss; loading, editing and replacing lists; memory.
+//!
+//! The prefixes are those of a real routing table (see [`Prefixes::read`]). Each firewall is measured by itself: beside
+//! another one, the tables of that one would empty the caches.
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr};
-
-use xdpkit::{
-    Decision, Engine, Firewall, FirewallConfig, Rule, Stage as _,
-    ipnet::{IpNet, Ipv4Net, Ipv6Net},
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
 };
+
+use xdpkit::{Engine, Firewall, FirewallConfig, Rule, Selector, Stage as _, ipnet::IpNet};
 use xdpkit_lab::{
     bench::{Harness, Random, Table},
     frame::Frame,
+    prefixes::{Prefixes, inside, near},
+    usage::Memory,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-const SOURCES: usize = 1 << 16;
+/// Sources: more than the caches hold of the table.
+const SOURCES: usize = 1 << 20;
+const EDITS: usize = 20_000;
 
 fn main() -> Result<()> {
     let mut criterion = common::criterion();
     let mut table = Table::default();
-    for family in ["ipv4", "ipv6"] {
-        for (count, rules) in [("10", 10), ("1k", 1_000), ("10k", 10_000), ("100k", 100_000), ("1M", 1_000_000)] {
-            for (name, engine, counters) in [
-                ("trie", Engine::Trie, true),
-                ("compiled", Engine::Compiled, true),
-                ("compiled-uncounted", Engine::Compiled, false),
-            ] {
-                let group = format!("firewall/{name}/{family}/{count}");
-                if is_filtered_out(&group) {
-                    continue;
+    let mut report = String::new();
+    let prefixes = Prefixes::read()?;
+    let families: [(&str, Vec<IpNet>); 2] = [
+        ("ipv4", prefixes.v4.iter().copied().map(Into::into).collect()),
+        ("ipv6", prefixes.v6.iter().copied().map(Into::into).collect()),
+    ];
+    for (family, nets) in &families {
+        for rules in [10, 100, 1_000, 10_000, 100_000, nets.len()] {
+            for (engine, counters) in
+                [(Engine::Trie, true), (Engine::Trie, false), (Engine::Compiled, true), (Engine::Compiled, false)]
+            {
+                let name = format!("{engine:?}{}", if counters { "" } else { "-uncounted" }).to_lowercase();
+                let group = format!("firewall/{family}/{rules}/{name}");
+                if !is_filtered_out(&group) {
+                    let costs = packets(&mut criterion, &group, &nets[..rules], engine, counters)?;
+                    table.extend(&group, costs);
                 }
-                let (firewall, hits, misses) = firewall(family, rules, engine, counters)?;
-                for (row, sources) in [("hit", hits), ("miss", misses)] {
-                    let harness = Harness::new(&template(sources[0])?, &sources)?;
-                    let programs = [(row, firewall.program_fd())];
-                    table.extend(&group, common::measure(&mut criterion, &group, &harness, &programs, 100));
-                }
+            }
+        }
+    }
+    let all: Vec<IpNet> = prefixes.all().collect();
+    for engine in [Engine::Trie, Engine::Compiled] {
+        for rules in [1_000, 100_000, all.len()] {
+            let group = format!("firewall/lists/{rules}/{engine:?}").to_lowercase();
+            if !is_filtered_out(&group) {
+                report.push_str(&format!("{group}: {}\n", lists(&all[all.len() - rules..], engine)?));
             }
         }
     }
@@ -44,75 +60,92 @@ fn main() -> Result<()> {
     if !table.rows.is_empty() {
         println!("\n{table}");
     }
+    println!("{report}prefixes: {}", prefixes.origin);
     Ok(())
 }
 
-/// A firewall that denies random prefixes, sources inside some of them, and sources inside none.
-fn firewall(
-    family: &str,
-    rules: usize,
+fn load(nets: &[IpNet], engine: Engine, counters: bool) -> Result<Firewall> {
+    let config = FirewallConfig::default().capacity(nets.len() as u32 + 1000).engine(engine).rule_counters(counters);
+    Ok(Firewall::load(&config)?)
+}
+
+/// A list of networks to block.
+fn denied(nets: &[IpNet]) -> impl Iterator<Item = (Selector, Rule)> {
+    nets.iter().map(|net| ((*net).into(), Rule::deny()))
+}
+
+/// Every other one is denied.
+fn mixed(nets: &[IpNet]) -> impl Iterator<Item = (Selector, Rule)> {
+    let rules = [Rule::deny(), Rule::allow()].into_iter().cycle();
+    nets.iter().map(|net| (*net).into()).zip(rules)
+}
+
+/// Packets from random addresses inside random prefixes that are all denied, and from addresses near them that none covers;
+/// and those inside again when half of the prefixes are allowed, so that the processor cannot foresee the verdict.
+fn packets(
+    criterion: &mut criterion::Criterion,
+    group: &str,
+    nets: &[IpNet],
     engine: Engine,
     counters: bool,
-) -> Result<(Firewall, Vec<SocketAddr>, Vec<SocketAddr>)> {
-    let mut random = Random::new(rules as u64);
-    let prefixes: Vec<IpNet> = (0..rules).map(|_| prefix(family, &mut random)).collect();
-    let config = FirewallConfig::default().capacity(rules as u32).engine(engine).rule_counters(counters);
-    let firewall = Firewall::load(&config)?;
-    firewall.replace_all(prefixes.iter().map(|prefix| ((*prefix).into(), Rule::deny())))?;
-
-    let hit = |_| {
-        let prefix = prefixes[random.below(rules as u64) as usize];
-        SocketAddr::new(inside(prefix, &mut random), 1024)
-    };
-    let hits: Vec<_> = (0..SOURCES).map(hit).collect();
+) -> Result<Table> {
+    let firewall = load(nets, engine, counters)?;
+    firewall.replace_all(denied(nets))?;
+    let mut random = Random::new(3);
+    let any = |random: &mut Random| nets[random.below(nets.len() as u64) as usize];
+    let hits: Vec<IpAddr> = (0..SOURCES).map(|_| inside(any(&mut random), &mut random)).collect();
     let mut misses = Vec::with_capacity(SOURCES);
     while misses.len() < SOURCES {
-        let source = address(family, &mut random);
+        let source = near(any(&mut random), &mut random);
         if firewall.matching(source)?.is_none() {
-            misses.push(SocketAddr::new(source, 1024));
+            misses.push(source);
         }
     }
-    let decided = firewall.matching(hits[0].ip())?.map(|entry| entry.rule.decision);
-    assert_eq!(decided, Some(Decision::Deny), "a hit is one");
-    Ok((firewall, hits, misses))
-}
-
-fn address(family: &str, random: &mut Random) -> IpAddr {
-    match family {
-        "ipv4" => random.ipv4().into(),
-        _ => random.ipv6().into(),
+    let mut costs = Table::default();
+    for (row, sources) in [("hit", hits.clone()), ("miss", misses), ("mixed", hits)] {
+        if row == "mixed" {
+            firewall.replace_all(mixed(nets))?;
+        }
+        let flows: Vec<_> = sources.into_iter().map(|source| SocketAddr::new(source, 1024)).collect();
+        let destination = if flows[0].is_ipv4() { "198.51.100.1:53" } else { "[2001:db8::1]:53" };
+        let template = Frame::udp(flows[0], destination.parse()?).payload(&[0; 18]).build();
+        let harness = Harness::new(&template, &flows)?;
+        let programs = [(row, firewall.program_fd())];
+        costs.rows.extend(common::measure(criterion, group, &harness, &programs, 100).rows);
     }
+    Ok(costs)
 }
 
-/// Lengths as in lists of networks to block: /16 to /32, and /32 to /64.
-fn prefix(family: &str, random: &mut Random) -> IpNet {
-    let length = match family {
-        "ipv4" => 16 + random.below(17) as u8,
-        _ => 32 + random.below(33) as u8,
+/// Loading a list into an empty firewall, single edits in it, replacing it by one that shares half of its rules, and
+/// what all of that takes of memory.
+fn lists(nets: &[IpNet], engine: Engine) -> Result<String> {
+    let firewall = load(nets, engine, true)?;
+    let timed = |work: &mut dyn FnMut() -> xdpkit::Result<()>| {
+        let began = Instant::now();
+        work().map(|()| began.elapsed())
     };
-    IpNet::new_assert(address(family, random), length).trunc()
-}
-
-fn inside(prefix: IpNet, random: &mut Random) -> IpAddr {
-    match prefix {
-        IpNet::V4(net) => {
-            let host = u32::from(random.ipv4()) & u32::from(Ipv4Net::hostmask(&net));
-            (u32::from(net.addr()) | host).to_be_bytes().into()
-        }
-        IpNet::V6(net) => {
-            let host = u128::from(random.ipv6()) & u128::from(Ipv6Net::hostmask(&net));
-            (u128::from(net.addr()) | host).to_be_bytes().into()
-        }
+    let load = timed(&mut || firewall.replace_all(mixed(nets)).map(drop))?;
+    let mut random = Random::new(5);
+    let mut edits: Vec<Duration> = Vec::with_capacity(EDITS);
+    for _ in 0..EDITS / 2 {
+        let selector = nets[random.below(nets.len() as u64) as usize].into();
+        edits.push(timed(&mut || firewall.remove(selector).map(drop))?);
+        edits.push(timed(&mut || firewall.insert(selector, Rule::deny()).map(drop))?);
     }
-}
-
-fn template(source: SocketAddr) -> Result<Vec<u8>> {
-    let destination = if source.is_ipv4() { "198.51.100.1:53" } else { "[2001:db8::1]:53" };
-    Ok(Frame::udp(source, destination.parse()?).payload(&[0; 18]).build())
+    edits.sort_unstable();
+    let [half, most] = [50, 99].map(|percent| edits[edits.len() * percent / 100]);
+    let (one, other) = (&nets[..nets.len() * 3 / 4], &nets[nets.len() / 4..]);
+    firewall.replace_all(mixed(one))?;
+    let replace = timed(&mut || firewall.replace_all(mixed(other)).map(drop))?;
+    Ok(format!(
+        "load {load:.1?}, edit {half:.1?} (99 %: {most:.1?}, longest {:.1?}), replace {replace:.1?}; {}",
+        edits[EDITS - 1],
+        Memory::now()?
+    ))
 }
 
 /// Whether the command line names rows, and none of this group's: what takes long to set up can be left out.
 fn is_filtered_out(group: &str) -> bool {
-    let mut names = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).peekable();
-    names.peek().is_some() && !names.any(|name| group.contains(&name))
+    let name = std::env::args().skip(1).find(|argument| argument.contains('/'));
+    name.is_some_and(|name| !group.contains(&name) && !name.starts_with(group))
 }

@@ -1,7 +1,7 @@
 //! What a look-up costs in the compiled longest-prefix-match table and in the kernel's trie, by number of prefixes,
 //! for random addresses; how long it takes to build the table and to change one prefix.
 //!
-//! The prefixes are those of a real BGP table (`XDPKIT_PREFIXES`, or beside the checkout), or random ones.
+//! The prefixes are those of a real routing table: see [`Prefixes::read`].
 
 mod common;
 #[path = "../src/lpm/mod.rs"]
@@ -10,20 +10,17 @@ mod lpm;
 
 use std::{
     error::Error,
-    fs::File,
-    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
-    path::Path,
     sync::atomic::AtomicU32,
     time::{Duration, Instant},
 };
 
-use flate2::read::GzDecoder;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lpm::{LEAF_END, Prefix, Root, Table};
 use xdpkit_lab::{
     bench::{LpmProbe, Random},
     frame::Frame,
+    prefixes::Prefixes,
 };
 
 /// Flows: more than the caches hold of the table.
@@ -36,7 +33,7 @@ type Any<T> = Result<T, Box<dyn Error>>;
 fn main() -> Any<()> {
     let mut criterion = common::criterion();
     let mut random = Random::new(7);
-    let (v4, v6) = prefixes(&mut random);
+    let Prefixes { v4, v6, .. } = Prefixes::read()?;
     let mut report = String::new();
     for count in [10, 1000, 10_000, 100_000, v4.len()] {
         family::<Ipv4Net>(&mut criterion, &v4[..count.min(v4.len())], &mut random, &mut report)?;
@@ -182,30 +179,4 @@ fn edits<P: Family>(
     table.insert(root, P::default(), LEAF_END - 256, length)?;
     let all = began.elapsed();
     Ok(format!("{median:.1?}, 99 % at most {most:.1?}, the longest {:.1?}; of /0 {all:.1?}", times[times.len() - 1]))
-}
-
-/// All prefixes, in random order.
-fn prefixes(random: &mut Random) -> (Vec<Ipv4Net>, Vec<Ipv6Net>) {
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/bgp-prefixes.txt.gz");
-    let path = std::env::var_os("XDPKIT_PREFIXES").map_or(beside, Into::into);
-    if let Ok(file) = File::open(path) {
-        for line in BufReader::new(GzDecoder::new(file)).lines() {
-            match line.expect("the file is readable").parse().expect("a prefix a line") {
-                IpNet::V4(net) => v4.push(net),
-                IpNet::V6(net) => v6.push(net),
-            }
-        }
-    } else {
-        // Lengths as they are mostly announced.
-        v4.extend((0..900_000).map(|_| Ipv4Net::new_assert(random.ipv4(), 24 - random.below(5) as u8).trunc()));
-        v6.extend((0..160_000).map(|_| Ipv6Net::new_assert(random.ipv6(), 48 - random.below(17) as u8).trunc()));
-        v4.sort_unstable();
-        v4.dedup();
-        v6.sort_unstable();
-        v6.dedup();
-    }
-    random.shuffle(&mut v4);
-    random.shuffle(&mut v6);
-    (v4, v6)
 }

@@ -33,7 +33,10 @@ struct {
 	__type(value, struct firewall_rule);
 } rules SEC(".maps");
 
-/* By set of CPUs and rule. Not a per-CPU map: that costs two cache misses instead of one. */
+/*
+ * By set of CPUs and rule; the last set is user space's, for what a counter had counted before it was given to its rule.
+ * Not a per-CPU map: that costs two cache misses instead of one.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
@@ -41,6 +44,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct xdpkit_count);
 } rule_counts SEC(".maps");
+
+/* By CPU, where each has counters of its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct firewall_uncounted);
+} uncounted SEC(".maps");
 
 /* Written through a mapping, a field at a time. */
 struct {
@@ -99,19 +111,58 @@ static __always_inline __u32 find_leaf(const struct packet *p, const struct fire
 	return lpm_lookup6(now->roots[list][1], &p->ip6->saddr);
 }
 
-static __always_inline void count_rule(const struct firewall_settings *now, __u32 rule, __u64 bytes)
+/* Adds what this CPU has put off. A global function: once in many packets, and the verifier checks the loop once. */
+__attribute__((noinline, weak)) int add_uncounted(__u32 cpu, __u32 first)
 {
+	struct firewall_uncounted *log;
 	struct xdpkit_count *count;
 	__u32 index;
+	__u64 entry;
+
+	log = bpf_map_lookup_elem(&uncounted, &cpu);
+	if (!log)
+		return 0;
+	__sync_fetch_and_add(&log->turns, 1);
+	for (int i = 0; i < FIREWALL_UNCOUNTED; i++) {
+		entry = log->entry[i];
+		index = first + (entry >> 32);
+		count = bpf_map_lookup_elem(&rule_counts, &index);
+		if (count && entry)
+			count_one(count, (__u32)entry);
+		log->entry[i] = 0;
+	}
+	log->used = 0;
+	__sync_fetch_and_add(&log->turns, 1);
+	return 0;
+}
+
+static __always_inline void count_rule(const struct firewall_settings *now, __u32 rule, __u64 bytes)
+{
+	__u32 cpu = bpf_get_smp_processor_id(), index, used;
+	struct firewall_uncounted *log;
+	struct xdpkit_count *count;
 
 	if (!now->counters)
 		return;
-	index = (bpf_get_smp_processor_id() & now->counters_mask) * now->counters + rule;
-	count = bpf_map_lookup_elem(&rule_counts, &index);
-	if (!count)
+	if (now->counters_shared) {
+		index = (cpu & now->counters_mask) * now->counters + rule;
+		count = bpf_map_lookup_elem(&rule_counts, &index);
+		if (!count)
+			return;
+		__sync_fetch_and_add(&count->packets, 1);
+		__sync_fetch_and_add(&count->bytes, bytes);
 		return;
-	__sync_fetch_and_add(&count->packets, 1);
-	__sync_fetch_and_add(&count->bytes, bytes);
+	}
+	log = bpf_map_lookup_elem(&uncounted, &cpu);
+	if (!log)
+		return;
+	used = log->used;
+	if (used >= FIREWALL_UNCOUNTED)
+		return; /* never: it is emptied in time */
+	*(volatile __u64 *)&log->entry[used] = (__u64)rule << 32 | (__u32)bytes;
+	log->used = used + 1;
+	if (used + 1 == FIREWALL_UNCOUNTED)
+		add_uncounted(cpu, cpu * now->counters);
 }
 
 /* Rules of one source prefix and its covering ones that are asked for one packet. */

@@ -1,15 +1,13 @@
 //! The main jobs, one scene each, with real traffic between network namespaces: `./x demo`.
 //!
 //! Needs root, and leaves nothing behind. `XDPKIT_PREFIXES` names a list of real prefixes, one a line, plain or
-//! gzipped; without one, a list is made up.
+//! gzipped; without one, a list of that size is made up.
 
 mod common;
 
 use std::{
     collections::BTreeMap,
     error::Error,
-    io::Read as _,
-    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -17,8 +15,9 @@ use std::{
 use common::lab::{Attempt, Guarded, Watched, attempts, pages};
 use xdpkit::{
     AttachOptions, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Reason, Rule, Stage as _,
-    ipnet::IpNet, parse_prefix,
+    ipnet::IpNet,
 };
+use xdpkit_lab::prefixes::Prefixes;
 
 type Outcome = Result<(), Box<dyn Error>>;
 type Scene = fn() -> Outcome;
@@ -138,30 +137,7 @@ fn check(holds: bool, what: &str) -> Outcome {
 
 /// Prefixes with alternating rules, and where they come from.
 fn table() -> Result<(BTreeMap<IpNet, Rule>, String), Box<dyn Error>> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/bgp-prefixes.txt.gz");
-    let named = std::env::var_os("XDPKIT_PREFIXES").map(PathBuf::from);
-    let Some(path) = named.or_else(|| beside.exists().then_some(beside)) else {
-        return Ok((alternate(made_up(100_000)), "made up: no list at hand".into()));
-    };
-    let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let mut text = String::new();
-    match bytes.starts_with(&[0x1f, 0x8b]) {
-        true => flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text)?,
-        false => (&bytes[..]).read_to_string(&mut text)?,
-    };
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok((alternate(text.lines().filter_map(parse_prefix)), name))
-}
-
-fn alternate(prefixes: impl IntoIterator<Item = IpNet>) -> BTreeMap<IpNet, Rule> {
-    prefixes.into_iter().zip([Rule::deny(), Rule::allow()].into_iter().cycle()).collect()
-}
-
-/// Prefixes of the lengths that are common on the Internet, outside of the laboratory's networks.
-fn made_up(count: u32) -> impl Iterator<Item = IpNet> {
-    (0..count).map(|n| {
-        let scattered = n.wrapping_mul(0x9e37_79b9);
-        let address = std::net::Ipv4Addr::from(scattered & 0x7fff_ffff | 0x8000_0000);
-        IpNet::new(address.into(), 16 + (n % 9) as u8).expect("at most 24 bits").trunc()
-    })
+    let prefixes = Prefixes::read()?;
+    let rules = [Rule::deny(), Rule::allow()].into_iter().cycle();
+    Ok((prefixes.all().zip(rules).collect(), prefixes.origin))
 }

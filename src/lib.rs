@@ -29,8 +29,8 @@ pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use firewall::{
-    Decision, Engine, Firewall, FirewallConfig, FirewallEvent, Inserted, PendingList, Replaced, Rule, RuleEntry,
-    Selector, parse_prefix, read_prefix_list,
+    Decision, Engine, Firewall, FirewallConfig, FirewallEvent, Inserted, PendingList, Progress, Replaced, Rule,
+    RuleEntry, Selector, parse_prefix, read_prefix_list, read_prefix_list_with_progress,
 };
 #[cfg(feature = "health")]
 pub use health::{Health, HealthChange, HealthCheck, HealthChecks, Probe};

@@ -4,48 +4,42 @@ mod common;
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{BufRead as _, BufReader},
     net::IpAddr,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
-use flate2::read::GzDecoder;
 use xdpkit::{Action, Decision, Engine, Firewall, FirewallConfig, Rule, Selector, Stage as _, ipnet::IpNet};
-use xdpkit_lab::frame::Frame;
+use xdpkit_lab::{
+    bench::Random,
+    frame::Frame,
+    prefixes::{Prefixes, inside},
+    usage::Memory,
+};
 
-/// The table of `XDPKIT_PREFIXES` or beside the checkout; without it, or in a short run, random prefixes.
+/// What loading and publishing a whole table may take, and 99 of 100 edits in it.
+const LOAD_MOST: Duration = Duration::from_secs(3);
+const EDIT_MOST: Duration = Duration::from_micros(200);
+
+/// The table; a part of it in a short run.
 fn prefixes() -> Vec<IpNet> {
-    let count = common::times(20_000, usize::MAX, 1_000);
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/bgp-prefixes.txt.gz");
-    let path = std::env::var_os("XDPKIT_PREFIXES").map_or(beside, Into::into);
-    let mut random = Rng::with_seed(11);
-    let mut all: Vec<IpNet> = match File::open(path) {
-        Ok(file) => {
-            let lines = BufReader::new(GzDecoder::new(file)).lines();
-            lines.map(|line| line.unwrap().parse::<IpNet>().expect("a prefix a line").trunc()).collect()
-        }
-        Err(_) => (0..count.min(1_000_000)).map(|_| random_prefix(&mut random)).collect(),
-    };
-    all.sort_unstable();
-    all.dedup();
-    random.shuffle(&mut all);
-    all.truncate(count);
-    all
+    let Prefixes { mut v4, mut v6, origin } = Prefixes::read().unwrap();
+    println!("prefixes: {origin}");
+    v4.truncate(common::times(15_000, usize::MAX, 800));
+    v6.truncate(common::times(5_000, usize::MAX, 200));
+    v4.into_iter().map(IpNet::from).chain(v6.into_iter().map(IpNet::from)).collect()
 }
 
 fn random_prefix(random: &mut Rng) -> IpNet {
-    let address = random_address(random);
-    let length = if address.is_ipv4() { random.u8(8..=28) } else { random.u8(20..=64) };
-    IpNet::new(address, length).unwrap().trunc()
+    let v6 = random.bool();
+    let length = if v6 { random.u8(20..=64) } else { random.u8(8..=28) };
+    IpNet::new(random_address(random, v6), length).unwrap().trunc()
 }
 
-fn random_address(random: &mut Rng) -> IpAddr {
-    match random.bool() {
-        true => IpAddr::from(random.u32(..).to_be_bytes()),
-        false => IpAddr::from((random.u128(..) >> 3 | 1 << 125).to_be_bytes()),
+fn random_address(random: &mut Rng, v6: bool) -> IpAddr {
+    match v6 {
+        false => IpAddr::from(random.u32(..).to_be_bytes()),
+        true => IpAddr::from((random.u128(..) >> 3 | 1 << 125).to_be_bytes()),
     }
 }
 
@@ -80,34 +74,26 @@ fn rule(random: &mut Rng) -> Rule {
     rule
 }
 
-fn agree(firewall: &Firewall, model: &Model, known: &[IpNet], random: &mut Rng, probes: usize) {
-    for _ in 0..probes {
-        let mut source = random_address(random);
-        if let (true, Some(net)) = (random.u8(..4) > 0, random.choice(known)) {
-            source = match (net.network(), source) {
-                (IpAddr::V4(base), IpAddr::V4(host)) => {
-                    (u32::from(base) | u32::from(host) & hostmask4(net)).to_be_bytes().into()
-                }
-                (IpAddr::V6(base), IpAddr::V6(host)) => {
-                    (u128::from(base) | u128::from(host) & hostmask6(net)).to_be_bytes().into()
-                }
-                (base, _) => base,
+/// So many packets of each family: most of them from inside a prefix, half of them to the port that some rules are about.
+fn agree(firewall: &Firewall, model: &Model, table: &[IpNet], random: &mut Rng, probes: usize) {
+    let split = table.partition_point(|net| matches!(net, IpNet::V4(_)));
+    let mut hosts = Random::new(random.u64(..));
+    let mut verdicts = HashMap::<Action, usize>::new();
+    for (v6, known) in [(false, &table[..split]), (true, &table[split..])] {
+        for _ in 0..probes {
+            let source = match random.u8(..4) {
+                0 => random_address(random, v6),
+                _ => inside(*random.choice(known).unwrap(), &mut hosts),
             };
+            let port = if random.bool() { 53 } else { 80 };
+            let to: IpAddr = if v6 { 1_u128.to_be_bytes().into() } else { [192, 0, 2, 1].into() };
+            let frame = Frame::udp((source, 999).into(), (to, port).into()).build();
+            let action = firewall.test_run(&frame).unwrap().action;
+            assert_eq!(action, model.action(source, port), "{source}, port {port}");
+            *verdicts.entry(action).or_default() += 1;
         }
-        let port = if random.bool() { 53 } else { 80 };
-        let to: IpAddr = if source.is_ipv4() { [192, 0, 2, 1].into() } else { 1_u128.to_be_bytes().into() };
-        let frame = Frame::udp((source, 999).into(), (to, port).into()).build();
-        let action = firewall.test_run(&frame).unwrap().action;
-        assert_eq!(action, model.action(source, port), "{source}, port {port}");
     }
-}
-
-fn hostmask4(net: &IpNet) -> u32 {
-    u32::MAX.checked_shr(net.prefix_len().into()).unwrap_or(0)
-}
-
-fn hostmask6(net: &IpNet) -> u128 {
-    u128::MAX.checked_shr(net.prefix_len().into()).unwrap_or(0)
+    println!("{}: {probes} packets of each family as the model says: {verdicts:?}", firewall.name());
 }
 
 fn percentile(times: &mut [Duration], part: usize) -> Duration {
@@ -129,12 +115,15 @@ fn a_routing_table_is_judged_as_the_model_says_and_after_edits_too() {
             }
         }
         rules.iter().for_each(|(selector, rule)| model.set(*selector, Some(*rule)));
-        let capacity = rules.len() as u32 + 10_000;
-        let firewall = Firewall::load(&FirewallConfig::default().capacity(capacity).engine(engine)).unwrap();
+        let capacity = rules.len() as u32 + 100_000;
+        let config =
+            FirewallConfig::default().capacity(capacity).engine(engine).name(format!("{engine:?}").to_lowercase());
+        let firewall = Firewall::load(&config).unwrap();
         let start = Instant::now();
         let done = firewall.replace_all(rules).unwrap();
-        println!("{engine:?}: {} rules loaded and published in {:?}", done.added, start.elapsed());
-        let probes = common::times(50_000, 1_000_000, 1_000);
+        let load = start.elapsed();
+        println!("{engine:?}: {} rules loaded and published in {load:?}", done.added);
+        let probes = common::times(20_000, 1_000_000, 500);
         agree(&firewall, &model, &table, &mut random, probes);
 
         let mut times = Vec::new();
@@ -153,8 +142,12 @@ fn a_routing_table_is_judged_as_the_model_says_and_after_edits_too() {
             times.push(start.elapsed());
             model.set(selector, rule);
         }
-        let half = percentile(&mut times, 50);
-        println!("{engine:?}: an edit takes {half:?}, at the 99th percentile {:?}", percentile(&mut times, 99));
+        let [half, most] = [50, 99].map(|part| percentile(&mut times, part));
+        println!("{engine:?}: an edit takes {half:?}, at the 99th percentile {most:?}; {}", Memory::now().unwrap());
         agree(&firewall, &model, &table, &mut random, probes);
+        if !common::is_emulated() {
+            assert!(engine == Engine::Trie || load <= LOAD_MOST, "{load:?} to load; allowed are {LOAD_MOST:?}");
+            assert!(most <= EDIT_MOST, "{most:?} an edit; allowed are {EDIT_MOST:?}");
+        }
     }
 }

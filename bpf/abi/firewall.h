@@ -77,6 +77,20 @@ struct firewall_settings {
 	__u32 sample;      /* every n-th dropped packet of each CPU becomes an event; 0: none */
 	__u32 counters;    /* counters a CPU has for itself; 0: rules are not counted */
 	__u32 counters_mask; /* CPUs share a set of counters when they agree in these bits */
+	__u32 counters_shared; /* whether any do */
+	__u32 reserved;
+};
+
+/*
+ * What a CPU has yet to add to its counters. A counter in a big list is a cache miss; put off, many of them are waited for
+ * at once. An entry is one word, so that readers see it whole: the counter in the upper half, bytes in the lower; 0: none.
+ */
+#define FIREWALL_UNCOUNTED 62
+struct firewall_uncounted {
+	__u64 turns; /* odd while entries are being added: a reader has to look again */
+	__u32 used;  /* entries; only the program looks at it */
+	__u32 reserved;
+	__u64 entry[FIREWALL_UNCOUNTED];
 };
 
 #define FIREWALL_PENDING 2 /* in `list`: waits for a confirmation */

@@ -32,9 +32,11 @@ pub mod frame;
 mod namespace;
 mod netlink;
 pub mod packet;
+pub mod prefixes;
 mod sys;
 pub mod topology;
 pub mod traffic;
+pub mod usage;
 
 pub use device::{XdpPass, veth, xdp_program};
 pub use error::{Error, Result};

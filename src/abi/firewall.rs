@@ -122,6 +122,8 @@ pub(crate) struct Settings {
     pub(crate) sample: u32,
     pub(crate) counters: u32,
     pub(crate) counters_mask: u32,
+    pub(crate) counters_shared: u32,
+    pub(crate) reserved: u32,
 }
 assert_same_layout!(
     Settings,
@@ -137,8 +139,21 @@ assert_same_layout!(
     count_only,
     sample,
     counters,
-    counters_mask
+    counters_mask,
+    counters_shared,
+    reserved
 );
+
+/// What a CPU has yet to add to its counters: `turns`, words that only the program looks at, and the entries.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Uncounted {
+    pub(crate) turns: u64,
+    pub(crate) used: u32,
+    pub(crate) reserved: u32,
+    pub(crate) entry: [u64; 62],
+}
+assert_same_layout!(Uncounted, crate::sys::skel::firewall::types::firewall_uncounted, turns, used, reserved, entry);
 
 #[cfg(test)]
 mod tests {

@@ -27,9 +27,14 @@ pub enum Engine {
 
 /// Up to here, a trie costs little more than a table and no memory.
 const TRIE_MOST: u32 = 1024;
-/// Lines for the roots of both lists, and what rules take on average in the worst lists that we know.
+/// Lines for the roots of both lists; and what a rule takes in both on average, in the worst lists that we know: hosts
+/// scattered over all addresses take two each, and as much again in an entirely different list beside.
 const LINES_OF_ROOTS: u32 = 16_384;
-const LINES_A_RULE: u32 = 3;
+const LINES_A_RULE: u32 = 5;
+/// Bytes that counters may take for every CPU to have a set of its own.
+const OWN_COUNTERS_MOST: u64 = 256 << 20;
+/// Sets of counters where they would take more.
+const SHARED_SETS: u32 = 8;
 /// Numbers that rules may have: so many that a list can be replaced by an entirely different one.
 const SPARE_NUMBERS: u32 = 1024;
 
@@ -53,15 +58,17 @@ pub struct FirewallConfig {
     /// host cannot be reached at all. If false, `default` decides over ARP, and the rules over neighbour discovery.
     pub pass_neighbours: bool,
     /// Rules that there can be, of both families together; 65,536 by default, at most 2^26. 128 bytes each are taken at
-    /// once, and with [`Engine::Compiled`] 192 bytes more.
+    /// once; more with [`Engine::Compiled`] and [`FirewallConfig::rule_counters`].
     pub capacity: u32,
     /// What finds the rules of an address; by capacity by default.
     pub engine: Engine,
-    /// Lines of 64 bytes for [`Engine::Compiled`]; `None`, the default: 16,384, and three a rule. A list takes as much as
-    /// its prefixes need, and a new one stands beside the old one while it is built.
+    /// Lines of 64 bytes for [`Engine::Compiled`]; `None`, the default: 16,384, and five a rule, which is enough for two
+    /// lists of scattered hosts. A list takes as much as its prefixes need, and a new one stands beside the old one
+    /// while it is built: a full Internet table takes 0.13 lines a prefix (IPv6: 0.34), so that half a line a rule would do.
     pub table_lines: Option<u32>,
-    /// Whether packets are counted by rule; true by default. It costs 32 bytes a rule for each set of CPUs (at most
-    /// eight sets, at most one a CPU), and a cache miss a packet in a big list.
+    /// Whether packets are counted by rule; true by default. It costs a cache miss a packet in a big list, and 32 bytes
+    /// a rule for each CPU; where that would be more than 256 MiB, CPUs share eight sets of counters, by locked
+    /// instructions that take longer.
     pub rule_counters: bool,
     /// Whether the rules and the default drop nothing, and packets that they would drop are counted as
     /// [`Reason::WouldDrop`](crate::Reason::WouldDrop); false by default. Can be changed later.
@@ -124,7 +131,7 @@ impl FirewallConfig {
 
 /// Entries of the maps, and the settings to begin with.
 pub(super) struct Sizes {
-    pub(super) maps: [(&'static str, u32); 8],
+    pub(super) maps: [(&'static str, u32); 9],
     pub(super) settings: Settings,
 }
 
@@ -148,13 +155,14 @@ impl FirewallConfig {
         };
         let lines = self.table_lines.unwrap_or(LINES_OF_ROOTS + LINES_A_RULE * self.capacity);
         let (trie, lines) = if compiled { (1, lines) } else { (self.capacity, 1) };
-        let sets = sys::cpus().clamp(1, 8).next_power_of_two().min(8) as u32;
-        let sets = if sets as usize > sys::cpus() { sets / 2 } else { sets };
-        let counts = if self.rule_counters { sets * numbers } else { 1 };
+        let (sets, own) = counter_sets(sys::cpus(), numbers);
+        // One more set, of what each counter had counted for earlier rules.
+        let counts = if self.rule_counters { (sets + 1) * numbers } else { 1 };
         Ok(Sizes {
             maps: [
                 ("rules", numbers),
                 ("rule_counts", counts),
+                ("uncounted", sets),
                 ("lpm_lines", lines),
                 ("trie_v4_a", trie),
                 ("trie_v4_b", trie),
@@ -175,6 +183,8 @@ impl FirewallConfig {
                 sample: self.sample,
                 counters: if self.rule_counters { numbers } else { 0 },
                 counters_mask: sets - 1,
+                counters_shared: (!own).into(),
+                reserved: 0,
             },
         })
     }
@@ -184,9 +194,39 @@ fn numbers_for(capacity: u32) -> u32 {
     2 * capacity + SPARE_NUMBERS
 }
 
+/// How many sets of counters there are, a power of two, and whether each CPU has one for itself: such are counted in
+/// without the locked instructions that a shared one takes.
+fn counter_sets(cpus: usize, numbers: u32) -> (u32, bool) {
+    let all = cpus.next_power_of_two();
+    let bytes = all as u64 * u64::from(numbers) * size_of::<crate::Count>() as u64;
+    match bytes <= OWN_COUNTERS_MOST {
+        true => (all as u32, true),
+        false => (SHARED_SETS.min(all as u32), all <= SHARED_SETS as usize),
+    }
+}
+
 /// The capacity that a table of so many rules was made for.
 pub(super) fn capacity_of(numbers: u32) -> u32 {
     numbers.saturating_sub(SPARE_NUMBERS) / 2
 }
 
 const _: () = assert!(size_of::<Record>() == 64 && size_of::<Rule>() <= 32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_have_counters_of_their_own_while_those_are_small() {
+        for (cpus, numbers, wanted) in [
+            (1, 100, (1, true)),
+            (2, 1 << 25, (2, true)),
+            (3, 1 << 10, (4, true)),
+            (8, 1 << 25, (8, true)),
+            (128, 1 << 17, (128, true)),
+            (128, 1 << 18, (8, false)),
+        ] {
+            assert_eq!(counter_sets(cpus, numbers), wanted, "{cpus} CPUs, {numbers} numbers");
+        }
+    }
+}

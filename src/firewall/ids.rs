@@ -51,10 +51,6 @@ impl Ids {
         self.uses[id as usize] & (RECORD | RECORD << 1 | QUARANTINE) == 0
     }
 
-    pub(super) fn has_record(&self, id: u32) -> bool {
-        self.uses[id as usize] & (RECORD | RECORD << 1) != 0
-    }
-
     pub(super) fn has_quarantine(&self) -> bool {
         !self.quarantine.is_empty()
     }
@@ -83,7 +79,7 @@ mod tests {
         assert_eq!((a, b, ids.take(0, RECORD)), (1, 2, None));
         ids.add(a, 1, COUNTER);
         ids.remove(a, 0, RECORD | COUNTER);
-        assert!(!ids.has_record(a) && !ids.has_free_record(a));
+        assert!(!ids.has_free_record(a));
         ids.release(|_| panic!("list 1 still counts"));
         assert!(ids.has_free_record(a));
         assert_eq!(ids.take(0, RECORD), None);

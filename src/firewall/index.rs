@@ -30,6 +30,9 @@ pub(super) enum Index {
 /// Of a list, by family.
 pub(super) type Roots = (Root<Ipv4Net>, Root<Ipv6Net>);
 
+/// Of both families, of the list in force and of the one that is built beside it.
+const ROOTS: u32 = 4;
+
 const TRIES: [[&str; 2]; 2] = [["trie_v4_a", "trie_v6_a"], ["trie_v4_b", "trie_v6_b"]];
 
 fn trie4(core: &StageCore, list: usize) -> TypedMap<'_, Key4, u32> {
@@ -42,7 +45,7 @@ fn trie6(core: &StageCore, list: usize) -> TypedMap<'_, Key6, u32> {
 
 impl Index {
     pub(super) fn compiled(core: &StageCore) -> Result<Self> {
-        let table = Table::new(Mapping::new(core.map("lpm_lines"))?);
+        let table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
         Ok(Self::Compiled { table, roots: [None; 2] })
     }
 
@@ -90,13 +93,13 @@ impl Index {
                 Ok([0; 2])
             }
             Self::Compiled { table, roots } => {
-                let last = rules.last().map(|(net, _)| *net);
-                let root4 = table.build(&v4).map_err(|error| no_lines(core, last, error))?;
-                let root6 = match table.build(&v6) {
+                let named = |at: usize| rules.get(at).map(|(net, _)| *net);
+                let root4 = table.build_or_tell(&v4).map_err(|(error, at)| no_lines(core, named(at), error))?;
+                let root6 = match table.build_or_tell(&v6) {
                     Ok(root) => root,
-                    Err(error) => {
+                    Err((error, at)) => {
                         table.free(root4);
-                        return Err(no_lines(core, last, error));
+                        return Err(no_lines(core, named(split + at), error));
                     }
                 };
                 roots[list] = Some((root4, root6));

@@ -15,7 +15,7 @@ use std::{
     mem::offset_of,
     net::IpAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use book::{Before, Book};
 pub use config::{Engine, FirewallConfig};
 pub use event::FirewallEvent;
 use ipnet::IpNet;
-pub use list::{parse_prefix, read_prefix_list};
+pub use list::{Progress, parse_prefix, read_prefix_list, read_prefix_list_with_progress};
 pub use pending::PendingList;
 pub use rule::{Decision, Rule, RuleEntry};
 pub use selector::Selector;
@@ -85,7 +85,7 @@ static KIND: StageKind = StageKind {
 #[derive(Debug)]
 pub struct Firewall {
     core: StageCore,
-    book: Arc<Mutex<Book>>,
+    book: Mutex<Book>,
 }
 
 impl Sealed for Firewall {
@@ -173,7 +173,7 @@ impl Firewall {
     }
 
     fn of(core: StageCore, book: Book) -> Self {
-        Self { core, book: Arc::new(Mutex::new(book)) }
+        Self { core, book: Mutex::new(book) }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -325,8 +325,22 @@ impl Firewall {
     /// [`Error::Conflict`] when a selector stands twice with different rules; else as
     /// [`Firewall::insert`], naming a rule for which there was no room. The old list is in force then, unchanged.
     pub fn replace_all(&self, rules: impl IntoIterator<Item = (Selector, Rule)>) -> Result<Replaced> {
+        self.replace_all_with_progress(rules, |_| ())
+    }
+
+    /// As [`Firewall::replace_all`], telling from time to time how many of the rules have been prepared: for lists that
+    /// take seconds. The last call comes with all of them, before the new list is in force. The callback must not
+    /// use this firewall, which is locked meanwhile.
+    ///
+    /// # Errors
+    /// As [`Firewall::replace_all`].
+    pub fn replace_all_with_progress(
+        &self,
+        rules: impl IntoIterator<Item = (Selector, Rule)>,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Replaced> {
         let rules = rules.into_iter().collect();
-        self.book().replace(&self.core, rules, None)
+        self.book().replace(&self.core, rules, None, &mut progress)
     }
 
     /// As [`Firewall::replace_all`], but the old list returns after `timeout` unless [`PendingList::confirm`] is
@@ -341,7 +355,7 @@ impl Firewall {
         timeout: Duration,
     ) -> Result<PendingList<'_>> {
         let rules = rules.into_iter().collect();
-        let replaced = self.book().replace(&self.core, rules, Some(timeout))?;
+        let replaced = self.book().replace(&self.core, rules, Some(timeout), &mut |_| ())?;
         Ok(PendingList::new(self, Some(replaced)))
     }
 
@@ -423,10 +437,11 @@ impl Firewall {
     /// # Errors
     /// [`Error::EventsTaken`] while another reader of these events lives in this process.
     pub fn events(&self) -> Result<Events<FirewallEvent>> {
-        let book = Arc::clone(&self.book);
+        // Not the book: a reader need not wait for a long list to be replaced.
+        let records = self.book().records();
         let decode = move |record: &[u8]| {
             let event = bytemuck::try_pod_read_unaligned::<Event>(record).ok()?;
-            let rule = book.lock().unwrap_or_else(PoisonError::into_inner).selector(event.detail);
+            let rule = records.in_use(event.detail).as_ref().and_then(rule::selector_of);
             Some(FirewallEvent { packet: PacketEvent::decode(event)?, rule })
         };
         Events::open(self.name(), self.core.map("events"), Box::new(decode))

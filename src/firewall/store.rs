@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Count, Result,
-    abi::firewall::{PENDING, Record, Settings},
+    abi::firewall::{LIST, PENDING, Record, Settings, Uncounted},
     stage::StageCore,
     sys::mmap::Mapping,
 };
@@ -17,6 +17,7 @@ use crate::{
 const RECORD_WORDS: usize = size_of::<Record>() / 4;
 /// Packets and bytes, 64 bits each.
 const COUNT_WORDS: usize = 4;
+const LOG_WORDS: usize = size_of::<Uncounted>() / 4;
 
 fn store(words: &[AtomicU32], at: usize, word: u32) {
     // What was written before is there for whoever finds it by this word.
@@ -88,6 +89,22 @@ impl Records {
         bytemuck::cast(words)
     }
 
+    /// The record that an event names, if a list holds it: read without the book's lock, and so until it stands still.
+    pub(super) fn in_use(&self, id: u32) -> Option<Record> {
+        if id == 0 || id >= self.len() {
+            return None;
+        }
+        loop {
+            let record = self.read(id);
+            if record.flags & (LIST | LIST << 1) == 0 {
+                return None;
+            }
+            if self.read(id) == record {
+                return Some(record);
+            }
+        }
+    }
+
     /// Writes a record that no program reads. Its flags come last: they say that it counts.
     pub(super) fn write(&self, id: u32, record: &Record) {
         let words: [u32; RECORD_WORDS] = bytemuck::cast(*record);
@@ -116,42 +133,87 @@ impl Records {
     }
 }
 
-/// `rule_counts`: for each set of CPUs, a counter a rule.
+/// `rule_counts`: for each set of CPUs, a counter a rule, and a last set of what counters had counted for earlier rules;
+/// and `uncounted`, what CPUs have yet to add.
 #[derive(Debug)]
 pub(super) struct Counts {
     words: Mapping,
+    uncounted: Mapping,
     rules: usize,
 }
 
 impl Counts {
     /// `rules`: counters in a set; 0 when rules are not counted.
     pub(super) fn of(core: &StageCore, rules: u32) -> Result<Self> {
-        Ok(Self { words: Mapping::new(core.map("rule_counts"))?, rules: rules as usize })
+        let map = |name| Mapping::new(core.map(name));
+        Ok(Self { words: map("rule_counts")?, uncounted: map("uncounted")?, rules: rules as usize })
     }
 
-    fn sets(&self, counter: u32) -> impl Iterator<Item = &[AtomicU32]> {
+    /// What a rule has counted.
+    pub(super) fn read(&self, counter: u32) -> Count {
+        let Some((earlier, _)) = self.sets(counter).last() else { return Count::default() };
+        let (all, earlier) = (self.counted(counter), count_at(earlier));
+        // Each number by itself only grows.
+        Count { packets: all.packets.wrapping_sub(earlier.packets), bytes: all.bytes.wrapping_sub(earlier.bytes) }
+    }
+
+    /// Begins anew with a counter that no program adds to. Its words are left alone: a CPU may yet have something
+    /// for them.
+    pub(super) fn reset(&self, counter: u32) {
+        let Some((earlier, _)) = self.sets(counter).last() else { return };
+        let all = self.counted(counter);
+        for (at, number) in [all.packets, all.bytes].into_iter().enumerate() {
+            earlier[2 * at].store(number as u32, Ordering::Relaxed);
+            earlier[2 * at + 1].store((number >> 32) as u32, Ordering::Relaxed);
+        }
+    }
+
+    /// A counter's words in each set, with what that set's CPU has yet to add to any.
+    fn sets(&self, counter: u32) -> impl Iterator<Item = (&[AtomicU32], Option<&[AtomicU32]>)> {
         let size = (self.rules * COUNT_WORDS).max(1);
         let start = counter as usize * COUNT_WORDS;
         let sets = if self.rules == 0 { &[] } else { self.words.as_ref() };
-        sets.chunks_exact(size).map(move |set| &set[start..start + COUNT_WORDS])
+        let logs = self.uncounted.as_ref().chunks_exact(LOG_WORDS).map(Some).chain([None]);
+        let words = sets.chunks_exact(size).map(move |set| &set[start..start + COUNT_WORDS]);
+        words.zip(logs)
     }
 
-    pub(super) fn read(&self, counter: u32) -> Count {
-        let number = |halves: &[AtomicU32]| loop {
-            // The program adds to all 64 bits at once: the upper half must not have moved between.
-            let high = halves[1].load(Ordering::Acquire);
-            let low = halves[0].load(Ordering::Acquire);
-            if halves[1].load(Ordering::Acquire) == high {
-                return u64::from(high) << 32 | u64::from(low);
+    fn counted(&self, counter: u32) -> Count {
+        let by_cpu = self.sets(counter).filter_map(|(words, log)| Some(counted_by(counter, words, log?)));
+        by_cpu.fold(Count::default(), |sum, count| sum + count)
+    }
+}
+
+/// What a CPU, or some that share a set, has counted.
+fn counted_by(counter: u32, words: &[AtomicU32], log: &[AtomicU32]) -> Count {
+    let turns = || log[offset_of!(Uncounted, turns) / 4].load(Ordering::Acquire);
+    loop {
+        let before = turns();
+        if before % 2 == 0 {
+            let mut sum = count_at(words);
+            for entry in log[offset_of!(Uncounted, entry) / 4..].chunks_exact(2) {
+                // An entry is there from its upper half on, and is whole then.
+                if entry[1].load(Ordering::Acquire) == counter {
+                    sum += Count { packets: 1, bytes: entry[0].load(Ordering::Acquire).into() };
+                }
             }
-        };
-        self.sets(counter).fold(Count::default(), |sum, words| {
-            sum + Count { packets: number(&words[..2]), bytes: number(&words[2..]) }
-        })
+            if turns() == before {
+                return sum;
+            }
+        }
+        // A CPU adds some dozens of entries, unless the machine under it has other things to do.
+        std::thread::yield_now();
     }
+}
 
-    /// For a counter that no program adds to.
-    pub(super) fn reset(&self, counter: u32) {
-        self.sets(counter).flatten().for_each(|word| word.store(0, Ordering::Relaxed));
-    }
+fn count_at(words: &[AtomicU32]) -> Count {
+    let number = |halves: &[AtomicU32]| loop {
+        // The program stores all 64 bits at once: the upper half must not have moved between.
+        let high = halves[1].load(Ordering::Acquire);
+        let low = halves[0].load(Ordering::Acquire);
+        if halves[1].load(Ordering::Acquire) == high {
+            return u64::from(high) << 32 | u64::from(low);
+        }
+    };
+    Count { packets: number(&words[..2]), bytes: number(&words[2..]) }
 }

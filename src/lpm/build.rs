@@ -21,6 +21,11 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
     /// # Panics
     /// When they are not.
     pub(crate) fn build<P: Prefix>(&mut self, prefixes: &[(P, u32)]) -> Result<Root<P>, Error> {
+        self.build_or_tell(prefixes).map_err(|(error, _)| error)
+    }
+
+    /// As [`Table::build`]; an error comes with the position of a prefix for which there was no room.
+    pub(crate) fn build_or_tell<P: Prefix>(&mut self, prefixes: &[(P, u32)]) -> Result<Root<P>, (Error, usize)> {
         let entries: Vec<Entry> = prefixes
             .iter()
             .map(|(prefix, leaf)| Entry { octets: prefix.octets(), length: prefix.length(), leaf: *leaf })
@@ -37,8 +42,8 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         root
     }
 
-    fn build_root<P: Prefix>(&mut self, entries: &[Entry], taken: &mut Vec<Block>) -> Result<Root<P>, Error> {
-        let block = self.lines.take(ROOT_ORDER)?;
+    fn build_root<P: Prefix>(&mut self, entries: &[Entry], taken: &mut Vec<Block>) -> Result<Root<P>, (Error, usize)> {
+        let block = self.lines.take(ROOT_ORDER).map_err(|error| (error, 0))?;
         taken.push(block);
         let mut slots = vec![0; ROOT_SLOTS];
         let mut rest = entries;
@@ -51,7 +56,8 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
             }
             let slot = *here.start();
             let group = rest.iter().take_while(|other| other.octets[..2] == entry.octets[..2]).count();
-            slots[slot] = self.build_node::<P>(&rest[..group], 2, slots[slot], taken)?;
+            let node = self.build_node::<P>(&rest[..group], 2, slots[slot], taken);
+            slots[slot] = node.map_err(|error| (error, entries.len() - rest.len()))?;
             rest = &rest[group..];
         }
         let words = self.words();

@@ -1,10 +1,7 @@
 //! The C look-up against the Rust look-up against the model: three readers, one table. These need root.
 
 use std::{
-    fs::File,
-    io::{BufRead as _, BufReader},
     net::IpAddr,
-    path::Path,
     sync::{
         RwLock,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -13,9 +10,8 @@ use std::{
 };
 
 use fastrand::Rng;
-use flate2::read::GzDecoder;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use xdpkit_lab::bench::LpmProbe;
+use xdpkit_lab::{bench::LpmProbe, prefixes::Prefixes};
 
 use super::{
     Error, Root, Table,
@@ -42,18 +38,12 @@ impl Probed for Ipv6Net {
     }
 }
 
-/// The real table of `XDPKIT_PREFIXES` or beside the checkout; without it, random prefixes.
-fn prefixes<P: Probed>(random: &mut Rng) -> Vec<P>
+/// A real table where one is at hand.
+fn prefixes<P: Probed>() -> Vec<P>
 where
     P::Address: Into<IpAddr>,
 {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/bgp-prefixes.txt.gz");
-    let path = std::env::var_os("XDPKIT_PREFIXES").map_or(beside, Into::into);
-    let Ok(file) = File::open(path) else {
-        return (0..200_000).map(|_| random_prefix(random, Spread::Sparse)).collect();
-    };
-    let lines = BufReader::new(GzDecoder::new(file)).lines();
-    lines.filter_map(|line| P::of(line.unwrap().parse().expect("a prefix a line"))).collect()
+    Prefixes::read().unwrap().all().filter_map(P::of).collect()
 }
 
 fn three_readers_agree<P: Probed>()
@@ -61,7 +51,7 @@ where
     P::Address: Into<IpAddr>,
 {
     let mut random = Rng::with_seed(3);
-    let mut prefixes: Vec<P> = prefixes(&mut random);
+    let mut prefixes: Vec<P> = prefixes();
     let mut model = Model::new();
     for prefix in &prefixes {
         model.insert(*prefix);

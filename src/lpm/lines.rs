@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Error;
+use super::{Error, ROOT_ORDER};
 
 /// Blocks have `1 << order` lines and start at a multiple of that: a node never lies across a page, and its
 /// first two lines are the pair that a processor likes to fetch at once.
@@ -24,16 +24,29 @@ impl Block {
 pub(super) struct Lines {
     /// By order, the first lines of free blocks. Sorted, so that a table stays at the front of its memory.
     free: Vec<BTreeSet<u32>>,
+    /// Lines before this one are for roots only: nodes that come and go would leave no room as large as that.
+    reserved: u32,
+    /// First lines of the free roots there.
+    roots: BTreeSet<u32>,
     free_lines: u32,
     quarantine: Vec<Block>,
     total: u32,
 }
 
 impl Lines {
-    pub(super) fn new(total: u32) -> Self {
-        let mut lines =
-            Self { free: vec![BTreeSet::new(); ORDERS.into()], free_lines: 0, quarantine: Vec::new(), total };
-        let mut line = 0;
+    /// The first lines are kept for so many roots, as far as there are enough.
+    pub(super) fn new(total: u32, roots: u32) -> Self {
+        let roots = roots.min(total >> ROOT_ORDER);
+        let reserved = roots << ROOT_ORDER;
+        let mut lines = Self {
+            free: vec![BTreeSet::new(); ORDERS.into()],
+            reserved,
+            roots: (0..roots).map(|root| root << ROOT_ORDER).collect(),
+            free_lines: reserved,
+            quarantine: Vec::new(),
+            total,
+        };
+        let mut line = reserved;
         while line < total {
             let room = (total - line).ilog2();
             let order = line.trailing_zeros().min(room) as u8;
@@ -57,6 +70,12 @@ impl Lines {
     }
 
     pub(super) fn take(&mut self, order: u8) -> Result<Block, Error> {
+        if order == ROOT_ORDER
+            && let Some(line) = self.roots.pop_first()
+        {
+            self.free_lines -= 1 << order;
+            return Ok(Block { line, order });
+        }
         let fits = (order..ORDERS).find_map(|larger| Some((larger, self.free[usize::from(larger)].pop_first()?)));
         let Some((larger, line)) = fits else {
             return Err(if self.quarantine.is_empty() { Error::Full } else { Error::Quarantined });
@@ -70,6 +89,11 @@ impl Lines {
 
     /// Takes a given block, if all of it is free.
     pub(super) fn take_at(&mut self, block: Block) -> bool {
+        if block.line < self.reserved {
+            let taken = block.order == ROOT_ORDER && self.roots.remove(&block.line);
+            self.free_lines -= if taken { block.lines() } else { 0 };
+            return taken;
+        }
         let holder = |order: u8| block.line >> order << order;
         let Some(mut order) = self.free_order(block) else {
             return false;
@@ -83,6 +107,7 @@ impl Lines {
         true
     }
 
+    /// Whether a node may be there.
     pub(super) fn is_free(&self, line: u32) -> bool {
         self.free_order(Block { line, order: 0 }).is_some()
     }
@@ -96,6 +121,10 @@ impl Lines {
     pub(super) fn give(&mut self, block: Block) {
         let Block { mut line, mut order } = block;
         self.free_lines += block.lines();
+        if line < self.reserved {
+            self.roots.insert(line);
+            return;
+        }
         while order + 1 < ORDERS && self.free[usize::from(order)].remove(&(line ^ 1 << order)) {
             line &= !(1 << order);
             order += 1;
@@ -124,7 +153,7 @@ mod tests {
     #[test]
     fn blocks_are_aligned_disjoint_and_come_back_whole() {
         for total in [1, 2, 15, 16, 100, 4096, 5000] {
-            let mut lines = Lines::new(total);
+            let mut lines = Lines::new(total, 0);
             assert_eq!(lines.free(), total);
             let mut owned = vec![false; total as usize];
             let mut blocks = Vec::new();
@@ -143,23 +172,39 @@ mod tests {
             for block in blocks {
                 lines.give(block);
             }
-            assert_eq!(lines, Lines::new(total));
+            assert_eq!(lines, Lines::new(total, 0));
         }
     }
 
     #[test]
     fn quarantine_is_not_handed_out() {
-        let mut lines = Lines::new(2);
+        let mut lines = Lines::new(2, 0);
         let block = lines.take(1).unwrap();
         lines.retire(block);
         assert_eq!((lines.take(0), lines.in_quarantine(), lines.free()), (Err(Error::Quarantined), 2, 0));
         lines.release();
-        assert_eq!(lines, Lines::new(2));
+        assert_eq!(lines, Lines::new(2, 0));
+    }
+
+    #[test]
+    fn nodes_leave_room_for_roots() {
+        let mut lines = Lines::new(3 * 4096 + 10, 2);
+        while lines.take(0).is_ok() {}
+        assert_eq!(lines.free(), 2 * 4096);
+        let roots = [lines.take(ROOT_ORDER), lines.take(ROOT_ORDER), lines.take(ROOT_ORDER)];
+        let at = |line| Block { line, order: ROOT_ORDER };
+        assert_eq!(roots, [Ok(at(0)), Ok(at(4096)), Err(Error::Full)]);
+        lines.give(at(4096));
+        assert_eq!((lines.take(0), lines.free()), (Err(Error::Full), 4096));
+        assert!(!lines.take_at(Block { line: 4096, order: 0 }) && lines.take_at(at(4096)) && !lines.take_at(at(4096)));
+        // Where there is no room for as many, what there is goes to both.
+        let mut lines = Lines::new(100, 2);
+        assert!(lines.take(0).is_ok());
     }
 
     #[test]
     fn a_given_block_is_taken_once() {
-        let mut lines = Lines::new(100);
+        let mut lines = Lines::new(100, 0);
         let block = Block { line: 36, order: 2 };
         assert!(lines.take_at(block));
         assert_eq!(lines.free(), 96);
@@ -167,6 +212,6 @@ mod tests {
             assert!(!lines.take_at(Block { line, order }), "{line}");
         }
         lines.give(block);
-        assert_eq!(lines, Lines::new(100));
+        assert_eq!(lines, Lines::new(100, 0));
     }
 }

@@ -165,9 +165,15 @@ pub(crate) struct Usage {
 impl<M: AsRef<[AtomicU32]>> Table<M> {
     /// Over memory in which nothing is kept that matters.
     pub(crate) fn new(memory: M) -> Self {
+        Self::with_roots(memory, 0)
+    }
+
+    /// The same, with room for so many roots at any time, as far as the memory has it: nodes that come and go would leave
+    /// none as large as a root.
+    pub(crate) fn with_roots(memory: M, roots: u32) -> Self {
         let lines = memory.as_ref().len() / LINE_WORDS;
         let lines = u32::try_from(lines).unwrap_or(u32::MAX).min(node::LINE_MASK);
-        Self { memory, lines: Lines::new(lines) }
+        Self { memory, lines: Lines::new(lines, roots) }
     }
 
     pub(crate) fn usage(&self) -> Usage {

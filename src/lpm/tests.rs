@@ -78,7 +78,7 @@ fn survives_edits<P: Family>() {
             if edit % 1000 == 0 {
                 let mut adopted = Table::new(Vec::new());
                 std::mem::swap(&mut adopted.memory, &mut table.memory);
-                adopted.lines = super::Lines::new(table.lines.total());
+                adopted.lines = super::Lines::new(table.lines.total(), 0);
                 adopted.adopt(root).unwrap();
                 table.release();
                 assert_eq!(adopted.lines, table.lines);
@@ -96,7 +96,7 @@ fn survives_edits<P: Family>() {
         }
         table.free(root);
         table.release();
-        assert_eq!(table.lines, super::Lines::new(1 << 18));
+        assert_eq!(table.lines, super::Lines::new(1 << 18, 0));
     }
 }
 

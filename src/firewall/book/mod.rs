@@ -10,7 +10,7 @@ mod edit;
 mod prefixes;
 mod replace;
 
-use std::{io, mem::offset_of, time::Duration};
+use std::{io, mem::offset_of, sync::Arc, time::Duration};
 
 pub(super) use edit::Before;
 use ipnet::IpNet;
@@ -40,7 +40,7 @@ const RULES_ASKED: usize = 63;
 #[derive(Debug)]
 pub(super) struct Book {
     pub(super) settings: SettingsView,
-    records: Records,
+    records: Arc<Records>,
     counts: Counts,
     index: Index,
     ids: Ids,
@@ -48,8 +48,10 @@ pub(super) struct Book {
     /// The list that is in force, or will be again if the other is not confirmed.
     current: usize,
     pending: bool,
+    /// The list that was dropped last and its prefixes, until it has been emptied.
+    leftover: Option<(usize, Prefixes)>,
     capacity: u32,
-    grace: Option<GracePeriod>,
+    grace: GracePeriod,
 }
 
 /// A rule where it stands.
@@ -85,7 +87,7 @@ impl Book {
     fn open(core: &StageCore, capacity: u32) -> Result<Self> {
         let settings = SettingsView::of(core)?;
         let now = settings.read();
-        let records = Records::of(core)?;
+        let records = Arc::new(Records::of(core)?);
         let index = if now.engine == ENGINE_COMPILED { Index::compiled(core)? } else { Index::Trie };
         Ok(Self {
             counts: Counts::of(core, now.counters)?,
@@ -96,8 +98,9 @@ impl Book {
             lists: Default::default(),
             current: 0,
             pending: false,
+            leftover: None,
             capacity,
-            grace: None,
+            grace: GracePeriod::new().map_err(|error| no_grace(core, error))?,
         })
     }
 
@@ -173,20 +176,14 @@ impl Book {
         Ok(entries)
     }
 
-    /// The selector of a record that an event names.
-    pub(super) fn selector(&self, id: u32) -> Option<Selector> {
-        (id != 0 && self.ids.has_record(id)).then(|| selector_of(&self.records.read(id))).flatten()
+    /// For readers that do not lock the book.
+    pub(super) fn records(&self) -> Arc<Records> {
+        Arc::clone(&self.records)
     }
 
     /// Waits until no packet is judged by what was in force before, and makes use of what that frees.
     fn wait(&mut self, core: &StageCore) -> Result<()> {
-        let fail = |source: io::Error| core.map("rules").error("wait for a grace period", source);
-        let grace = match self.grace.take() {
-            Some(grace) => grace,
-            None => GracePeriod::new().map_err(fail)?,
-        };
-        grace.wait().map_err(fail)?;
-        self.grace = Some(grace);
+        self.grace.wait().map_err(|error| no_grace(core, error))?;
         let Self { ids, counts, index, .. } = self;
         ids.release(|id| counts.reset(id));
         index.release();
@@ -254,6 +251,10 @@ impl Refusal {
             },
         }
     }
+}
+
+fn no_grace(core: &StageCore, error: io::Error) -> Error {
+    core.map("rules").error("wait for a grace period", error)
 }
 
 /// Whether the settings wait for a confirmation.

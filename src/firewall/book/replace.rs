@@ -8,8 +8,9 @@ use super::{Book, Place, Prefixes, RULES_ASKED, RULES_PER_PREFIX, ends};
 use crate::{
     Error, Result,
     firewall::{
-        Rule, Selector,
+        Progress, Rule, Selector,
         ids::{COUNTER, RECORD},
+        list::PROGRESS_STEP,
         rule::{encode, flags_in, leaf, rule_of},
     },
     stage::StageCore,
@@ -38,15 +39,17 @@ impl Book {
         core: &StageCore,
         rules: Vec<(Selector, Rule)>,
         timeout: Option<Duration>,
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<Replaced> {
         let old = self.editable(core)?;
+        self.clear_leftover(core)?;
         let new = old ^ 1;
         let (rules, mut report) = checked(rules)?;
         if let Some((selector, _)) = rules.get(self.capacity as usize) {
             return Err(self.full(core, selector));
         }
         // All of it may wait for a grace period, but the list in force stays as it is until the end.
-        let built = self.build_aside(core, old, new, &rules, &mut report);
+        let built = self.build_aside(core, old, new, &rules, &mut report, progress);
         let roots = match built {
             Ok(roots) => roots,
             Err(error) => {
@@ -60,7 +63,7 @@ impl Book {
             None => {
                 self.settings.publish(new);
                 self.current = new;
-                self.drop_list(core, old)?;
+                self.drop_list(core, old);
             }
             Some(timeout) => {
                 self.settings.publish_until(new, sys::monotonic() + timeout);
@@ -78,7 +81,8 @@ impl Book {
         }
         self.settings.publish(new);
         (self.pending, self.current) = (false, new);
-        self.drop_list(core, new ^ 1)
+        self.drop_list(core, new ^ 1);
+        Ok(())
     }
 
     /// Puts the list before a pending one in force again.
@@ -88,7 +92,8 @@ impl Book {
         }
         self.settings.publish(self.current);
         self.pending = false;
-        self.drop_list(core, self.current ^ 1)
+        self.drop_list(core, self.current ^ 1);
+        Ok(())
     }
 
     /// When the pending list ends, if there is one.
@@ -104,7 +109,9 @@ impl Book {
         new: usize,
         rules: &[(Selector, Rule)],
         report: &mut Replaced,
+        progress: &mut dyn FnMut(Progress),
     ) -> Result<[u32; 2]> {
+        let (mut next_report, total) = (PROGRESS_STEP, rules.len() as u64);
         self.lists[new] = Prefixes::with_capacity(rules.len());
         let mut leaves: Vec<(IpNet, u32)> = Vec::with_capacity(rules.len());
         for group in rules.chunk_by(|a, b| a.0.source() == b.0.source()) {
@@ -138,7 +145,12 @@ impl Book {
                 return Err(Error::TooManyRules { selector, limit: RULES_ASKED });
             }
             leaves.push((prefix, next));
+            if self.lists[new].rules >= next_report {
+                progress(Progress { done: self.lists[new].rules as u64, total });
+                next_report = self.lists[new].rules + PROGRESS_STEP;
+            }
         }
+        progress(Progress { done: total, total });
         self.with_index(core, |index, _| index.build(core, new, &leaves))
     }
 
@@ -184,13 +196,26 @@ impl Book {
         Ok(leaf(id, selector, rule))
     }
 
-    /// Lets go of a list that was in force.
-    fn drop_list(&mut self, core: &StageCore, list: usize) -> Result<()> {
+    /// Lets go of a list that was in force. Should that fail, the list that is in force now is none the worse: what is
+    /// left is done, or complained of, when the room is needed.
+    fn drop_list(&mut self, core: &StageCore, list: usize) {
         let prefixes = self.give_list_back(list);
         self.index.retire(list);
-        self.wait(core)?;
-        let prefixes = prefixes.iter().map(|(prefix, _)| prefix);
-        self.index.clear(core, list, prefixes).map_err(super::Refusal::into_error)
+        self.leftover = Some((list, prefixes));
+        let _ = self.clear_leftover(core);
+    }
+
+    /// Empties the list that was dropped last, when no packet can be in it any more.
+    fn clear_leftover(&mut self, core: &StageCore) -> Result<()> {
+        let Some((list, prefixes)) = self.leftover.take() else { return Ok(()) };
+        let cleared = self.wait(core).and_then(|()| {
+            let prefixes = prefixes.iter().map(|(prefix, _)| prefix);
+            self.index.clear(core, list, prefixes).map_err(super::Refusal::into_error)
+        });
+        if cleared.is_err() {
+            self.leftover = Some((list, prefixes));
+        }
+        cleared
     }
 
     /// Forgets a list and marks its records and counters as free after the next grace period.
