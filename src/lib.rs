@@ -19,6 +19,10 @@ mod pin;
 mod pipeline;
 pub mod preflight;
 mod reason;
+#[doc = include_str!("../docs/recipes.md")]
+pub mod recipes {}
+#[doc = include_str!("../docs/operations.md")]
+pub mod operations {}
 mod stage;
 mod stats;
 mod sys;
