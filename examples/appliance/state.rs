@@ -16,7 +16,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 /// One function.
 pub(crate) enum Function {
     Monitor(PacketMonitor),
-    Firewall(Firewall),
+    Firewall(Box<Firewall>),
 }
 
 impl Function {
@@ -25,8 +25,10 @@ impl Function {
         let function = match (plan, pin) {
             (FunctionPlan::Monitor(config), None) => Self::Monitor(PacketMonitor::load(config)?),
             (FunctionPlan::Monitor(config), Some(pin)) => Self::Monitor(PacketMonitor::load_or_adopt(pin, config)?),
-            (FunctionPlan::Firewall(plan), None) => Self::Firewall(Firewall::load(&plan.settings)?),
-            (FunctionPlan::Firewall(plan), Some(pin)) => Self::Firewall(Firewall::load_or_adopt(pin, &plan.settings)?),
+            (FunctionPlan::Firewall(plan), None) => Self::Firewall(Firewall::load(&plan.settings)?.into()),
+            (FunctionPlan::Firewall(plan), Some(pin)) => {
+                Self::Firewall(Firewall::load_or_adopt(pin, &plan.settings)?.into())
+            }
         };
         Ok(function)
     }
@@ -41,7 +43,7 @@ impl Function {
     pub(crate) fn stage(&self) -> &dyn Stage {
         match self {
             Self::Monitor(monitor) => monitor,
-            Self::Firewall(firewall) => firewall,
+            Self::Firewall(firewall) => &**firewall,
         }
     }
 
