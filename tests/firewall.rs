@@ -302,25 +302,13 @@ fn counters_equal_the_packets_sent_from_two_cpus() {
     let bytes = senders.into_iter().map(|sender| sender.join().unwrap()).max().unwrap();
     let wanted = 2 * each as u64;
     let denied = || firewall.stats().unwrap().since(&before).reason(Reason::Denied);
-    for _ in 0..100 {
-        if denied().packets == wanted {
-            break;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+    common::wait_for(|| denied().packets == wanted);
     // What veth itself lost on the way never met the program.
-    let lost = pair.server.run(received_drops);
+    let lost = pair.server.run(common::received_drops);
     assert_eq!(denied().packets + lost, wanted);
     assert_eq!(denied().bytes, denied().packets * bytes);
     let rule = firewall.get(on("10.9.0.0/16")).unwrap().unwrap().count;
     assert_eq!(rule, denied(), "and so does the rule's own counter");
-}
-
-/// Frames that `eth0` of this namespace dropped before its program saw them.
-fn received_drops() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let line = text.lines().find(|line| line.trim_start().starts_with("eth0:")).unwrap();
-    line.split_whitespace().nth(4).unwrap().parse().unwrap()
 }
 
 #[test]

@@ -1,51 +1,18 @@
-//! Rules with qualifiers, ends and counters, lists swapped whole: trap F9, the precedence, and an independent model.
+//! Rules with qualifiers, ends and counters: trap F9, the precedence, and an independent model.
 
 mod common;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    process::Command,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+    net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
 };
 
-use common::judge;
-use fastrand::Rng;
-use xdpkit::{
-    Action, AttachOptions, Decision, Engine, Error, Firewall, FirewallConfig, Reason, Rule, Selector, Stage as _,
-    ipnet::IpNet,
+use common::{
+    judge,
+    rules::{ALLOWED, DEFAULT, DENIED, ENGINES, Model, agree, expired, load, on, packet, rule, selector},
 };
-use xdpkit_lab::{bpffs::BpfFs, frame::Frame, topology::Pair};
-
-const ENGINES: [Engine; 2] = [Engine::Trie, Engine::Compiled];
-const DENIED: (Action, Reason) = (Action::Drop, Reason::Denied);
-const ALLOWED: (Action, Reason) = (Action::Pass, Reason::Allowed);
-const DEFAULT: (Action, Reason) = (Action::Pass, Reason::DefaultAction);
-
-fn load(engine: Engine) -> Firewall {
-    Firewall::load(&FirewallConfig::default().capacity(4000).engine(engine)).unwrap()
-}
-
-/// A rule that ended long ago: programs may take up to 10 ms to notice.
-fn expired(mut rule: Rule) -> Rule {
-    rule.expires_at = Some(Duration::from_nanos(1));
-    rule
-}
-
-fn on(text: &str) -> Selector {
-    text.parse().unwrap()
-}
-
-/// A packet: source, destination, and `tcp/80`, `udp/53`, or a protocol number.
-fn packet(source: &str, destination: &str, what: &str) -> Vec<u8> {
-    let (source, destination): (IpAddr, IpAddr) = (source.parse().unwrap(), destination.parse().unwrap());
-    match what.split_once('/') {
-        Some(("tcp", port)) => Frame::tcp((source, 999).into(), (destination, port.parse().unwrap()).into()).build(),
-        Some((_, port)) => Frame::udp((source, 999).into(), (destination, port.parse().unwrap()).into()).build(),
-        None => Frame::ip(source, destination, what.parse().unwrap()).payload(&[0; 24]).build(),
-    }
-}
+use fastrand::Rng;
+use xdpkit::{Action, Decision, Error, Firewall, FirewallConfig, Reason, Rule, Selector, Stage as _};
 
 #[test]
 fn f9_a_rule_that_does_not_apply_leaves_it_to_the_next_shorter_prefix() {
@@ -243,18 +210,6 @@ fn counters_go_on_through_edits_and_replacements() {
 }
 
 #[test]
-fn a_list_says_each_thing_once() {
-    let firewall = load(Engine::Trie);
-    let rules = [("10.0.0.0/8", Rule::deny()), ("10.9.9.9/8", Rule::deny()), ("11.0.0.0/8", Rule::allow())];
-    let done = firewall.replace_all(rules.map(|(text, rule)| (on(text), rule))).unwrap();
-    assert_eq!((done.added, done.duplicates), (2, 1));
-    let error =
-        firewall.replace_all([(on("10.0.0.0/8"), Rule::deny()), (on("10.1.1.1/8"), Rule::allow())]).unwrap_err();
-    assert_eq!(error.to_string(), "`10.0.0.0/8` has two rules in one list: deny and allow");
-    assert_eq!(firewall.len().unwrap(), 2);
-}
-
-#[test]
 fn too_many_rules_to_ask_are_refused() {
     for engine in ENGINES {
         let firewall = load(engine);
@@ -305,144 +260,6 @@ fn counting_only_drops_nothing_and_tells() {
 }
 
 #[test]
-fn f8_a_list_returns_unless_the_new_one_is_confirmed() {
-    for engine in ENGINES {
-        let firewall = load(engine);
-        let frame = packet("10.1.1.9", "192.0.2.1", "tcp/80");
-        let new = || [(on("10.0.0.0/8"), Rule::deny()), (on("10.1.1.9"), Rule::deny())];
-        firewall.insert(on("10.1.1.9"), Rule::allow()).unwrap();
-        // Not confirmed: the program itself returns to the old list.
-        let pending = firewall.replace_all_unless_confirmed(new(), Duration::from_millis(300)).unwrap();
-        assert_eq!(judge(&firewall, &frame), DENIED);
-        let refused =
-            [firewall.insert(on("10.2.0.0/16"), Rule::deny()).unwrap_err(), firewall.replace_all(new()).unwrap_err()];
-        assert!(refused.iter().all(|error| matches!(error, Error::ListPending { .. })), "{refused:?}");
-        assert_eq!(firewall.len().unwrap(), 2);
-        thread::sleep(Duration::from_millis(320));
-        assert_eq!(judge(&firewall, &frame), ALLOWED);
-        assert_eq!(pending.remaining().unwrap(), Duration::ZERO);
-        assert!(matches!(pending.confirm(), Err(Error::NotConfirmed { .. })));
-        assert_eq!(firewall.len().unwrap(), 1);
-        // Taken back by hand.
-        firewall.replace_all_unless_confirmed(new(), Duration::from_secs(60)).unwrap().roll_back().unwrap();
-        assert_eq!(judge(&firewall, &frame), ALLOWED);
-        // Confirmed: it stays.
-        let pending = firewall.replace_all_unless_confirmed(new(), Duration::from_millis(300)).unwrap();
-        assert_eq!(pending.replaced().unwrap().added, 1);
-        pending.confirm().unwrap();
-        thread::sleep(Duration::from_millis(320));
-        assert_eq!(judge(&firewall, &frame), DENIED);
-        assert!(firewall.pending().unwrap().is_none());
-        assert_eq!(firewall.get(on("10.1.1.9")).unwrap().unwrap().count.packets, 4, "counted in both lists");
-    }
-}
-
-// ---- the model ------------------------------------------------------------------------------------
-
-/// Says what the rules say, by comparing all of them.
-#[derive(Default)]
-struct Model(Vec<(Selector, Rule)>);
-
-impl Model {
-    fn set(&mut self, selector: Selector, rule: Rule) {
-        self.remove(selector);
-        self.0.push((selector, rule));
-    }
-
-    fn remove(&mut self, selector: Selector) {
-        self.0.retain(|(other, _)| *other != selector);
-    }
-
-    fn verdict(&self, source: IpAddr, destination: IpAddr, protocol: u8, port: Option<u16>) -> (Action, Reason) {
-        let applies = |(selector, rule): &&(Selector, Rule)| {
-            !rule.count_only
-                && !rule.is_expired()
-                && selector.source().contains(&source)
-                && selector.destination().is_none_or(|net| net.contains(&destination))
-                && selector.ip_protocol().is_none_or(|wanted| wanted == protocol)
-                && selector.port_range().is_none_or(|range| port.is_some_and(|port| range.contains(&port)))
-        };
-        let weight = |(selector, _): &&(Selector, Rule)| {
-            let ports = selector.port_range().map_or((0, 0), |range| {
-                (1_000_000 - i32::from(*range.end() - *range.start()), 1_000_000 - i32::from(*range.start()))
-            });
-            let destination = selector.destination().map_or(0, |net| net.prefix_len());
-            (selector.source().prefix_len(), destination, ports.0, ports.1, selector.ip_protocol().is_some())
-        };
-        match self.0.iter().filter(applies).max_by_key(weight) {
-            None => DEFAULT,
-            Some((_, rule)) if rule.decision == Decision::Deny => DENIED,
-            Some(_) => ALLOWED,
-        }
-    }
-}
-
-/// Few addresses, so that prefixes nest and packets hit.
-fn address(random: &mut Rng, v6: bool) -> IpAddr {
-    let bits = u128::from(random.u32(..) & 0xc0c0_c003 | 0x0a00_0000) << 96;
-    if v6 {
-        Ipv6Addr::from(bits | u128::from(random.bool())).into()
-    } else {
-        Ipv4Addr::from((bits >> 96) as u32).into()
-    }
-}
-
-fn selector(random: &mut Rng, v6: bool) -> Selector {
-    let net = |random: &mut Rng| {
-        let length = *random
-            .choice(if v6 { &[0_u8, 8, 10, 17, 18, 32, 33, 128] } else { &[0, 4, 8, 10, 17, 18, 25, 32] })
-            .unwrap();
-        IpNet::new(address(random, v6), length).unwrap()
-    };
-    let mut selector = Selector::new(net(random));
-    if random.u8(..4) == 0 {
-        selector = selector.to(net(random)).unwrap();
-    }
-    match random.u8(..6) {
-        0 => selector = selector.protocol(if random.bool() { 6 } else { 47 }).unwrap(),
-        1 => {
-            let first = random.u16(78..82);
-            selector = selector.protocol(17).unwrap().ports(first..=first + random.u16(..3)).unwrap();
-        }
-        _ => {}
-    }
-    selector
-}
-
-fn rule(random: &mut Rng) -> Rule {
-    let rule = if random.bool() { Rule::allow() } else { Rule::deny() };
-    match random.u8(..8) {
-        0 => expired(rule),
-        1 => rule.expires_in(Duration::from_secs(9999)),
-        2 => rule.count_only(),
-        _ => rule,
-    }
-}
-
-fn agree(firewall: &Firewall, model: &Model, random: &mut Rng, probes: usize) {
-    for _ in 0..probes {
-        let v6 = random.bool();
-        let (source, destination) = (address(random, v6), address(random, v6));
-        let (protocol, what) = match random.u8(..3) {
-            0 => (6, format!("tcp/{}", random.u16(78..84))),
-            1 => (17, format!("udp/{}", random.u16(78..84))),
-            _ => (47, "47".to_owned()),
-        };
-        let port = what.split_once('/').map(|(_, port)| port.parse().unwrap());
-        let frame = packet(&source.to_string(), &destination.to_string(), &what);
-        let wanted = model.verdict(source, destination, protocol, port);
-        assert_eq!(firewall.test_run(&frame).unwrap().action, wanted.0, "{source} > {destination} {what}");
-        let explained = firewall.explain(source, destination, protocol, port).unwrap().map(|entry| entry.rule.decision);
-        let decision = match wanted {
-            DENIED => Some(Decision::Deny),
-            ALLOWED => Some(Decision::Allow),
-            _ => None,
-        };
-        assert_eq!(explained, decision, "{source} > {destination} {what}");
-    }
-}
-
-#[test]
 fn random_edits_agree_with_the_model() {
     for engine in ENGINES {
         for seed in 0..common::times(4, 40, 1) as u64 {
@@ -478,160 +295,5 @@ fn random_edits_agree_with_the_model() {
                 agree(&firewall, &model, &mut random, common::times(300, 1000, 50));
             }
         }
-    }
-}
-
-#[test]
-fn each_packet_is_judged_by_one_list_or_the_other() {
-    // Both lists deny all of these packets, each by rules that the other has not or has the other way round: what is
-    // judged by parts of both passes.
-    let lists: [&[(&str, Rule)]; 2] = [
-        &[("10.0.0.0/8", Rule::deny()), ("10.1.1.0/24 udp", Rule::deny())],
-        &[
-            ("10.0.0.0/8", Rule::allow()),
-            ("10.1.0.0/16", Rule::allow()),
-            ("10.1.1.0/24 udp", Rule::allow()),
-            ("10.1.1.9", Rule::deny()),
-        ],
-    ];
-    let frames = ["tcp/80", "udp/80", "47"].map(|what| packet("10.1.1.9", "192.0.2.1", what));
-    for engine in ENGINES {
-        let firewall = load(engine);
-        let list = |at: usize| lists[at].iter().map(|(text, rule)| (on(text), *rule)).collect::<Vec<_>>();
-        firewall.replace_all(list(0)).unwrap();
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    while !over.load(Ordering::Relaxed) {
-                        for frame in &frames {
-                            assert_eq!(firewall.test_run(frame).unwrap().action, Action::Drop, "both lists deny it");
-                        }
-                    }
-                });
-            }
-            for round in 1..common::times(100, 10_000, 5) {
-                firewall.replace_all(list(round % 2)).unwrap();
-            }
-            over.store(true, Ordering::Relaxed);
-        });
-        assert_eq!(firewall.stats().unwrap().passed().packets, 0);
-    }
-}
-
-// ---- another process ------------------------------------------------------------------------------
-
-#[test]
-fn another_process_goes_on_with_all_of_it() {
-    let bpffs = BpfFs::new().unwrap();
-    for engine in ENGINES {
-        let pair = Pair::new().unwrap();
-        let directory = bpffs.path().join(format!("{engine:?}"));
-        let mut random = Rng::with_seed(5);
-        let mut model = Model::default();
-        let firewall = load(engine);
-        for _ in 0..300 {
-            let v6 = random.bool();
-            let (selector, rule) = (selector(&mut random, v6), rule(&mut random));
-            if firewall.insert(selector, rule).is_ok() {
-                model.set(selector, rule);
-            }
-        }
-        let frame = packet("10.192.192.3", "10.0.0.1", "tcp/80");
-        firewall.insert(on("10.192.192.3"), Rule::deny()).unwrap();
-        model.set(on("10.192.192.3"), Rule::deny());
-        judge(&firewall, &frame);
-        let options = AttachOptions::new("eth0").pin(&directory);
-        drop(pair.server.run(|| firewall.attach(&options)).unwrap());
-        // The pair's hosts have something to say, so counters may go on.
-        let rules =
-            |firewall: &Firewall| -> Vec<_> { firewall.iter().unwrap().map(|e| (e.selector, e.rule)).collect() };
-        let before = rules(&firewall);
-        drop(firewall);
-
-        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
-        assert_eq!(firewall.engine(), engine);
-        assert_eq!(rules(&firewall), before);
-        assert_eq!(firewall.get(on("10.192.192.3")).unwrap().unwrap().count.packets, 1);
-        agree(&firewall, &model, &mut random, 300);
-        for _ in 0..300 {
-            let v6 = random.bool();
-            let (selector, rule) = (selector(&mut random, v6), rule(&mut random));
-            if firewall.insert(selector, rule).is_ok() {
-                model.set(selector, rule);
-            }
-        }
-        agree(&firewall, &model, &mut random, 300);
-
-        // A list that nobody confirmed, because the process is gone.
-        let new = [(on("0.0.0.0/0"), Rule::deny()), (on("::/0"), Rule::deny())];
-        // Loading a program takes seconds in an emulated machine.
-        let trial = Duration::from_millis(if common::is_emulated() { 10_000 } else { 1_000 });
-        let _ = firewall.replace_all_unless_confirmed(new, trial).unwrap();
-        drop(firewall);
-        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
-        assert_eq!(firewall.len().unwrap(), 2);
-        assert!(firewall.pending().unwrap().unwrap().remaining().unwrap() > Duration::ZERO);
-        drop(firewall);
-        thread::sleep(trial + Duration::from_millis(50));
-        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
-        assert_eq!(firewall.len().unwrap(), model.0.len());
-        agree(&firewall, &model, &mut random, 300);
-        firewall.replace_all(new).unwrap();
-        assert_eq!(judge(&firewall, &packet("2001:db8::1", "2001:db8::2", "47")), DENIED);
-        xdpkit::remove_pins(&directory).unwrap();
-    }
-}
-
-/// Not a test of its own: the process that the next one kills.
-#[test]
-fn child_that_edits_until_it_is_killed() {
-    let Some(directory) = std::env::var_os("XDPKIT_TEST_CHILD_PINS") else { return };
-    let firewall = Firewall::adopt(directory, "firewall").unwrap();
-    let mut random = Rng::with_seed(std::process::id().into());
-    println!("editing");
-    loop {
-        let list: Vec<_> =
-            (0..random.u8(1..200)).map(|n| (on(&format!("10.{n}.0.0/16 tcp")), rule(&mut random))).collect();
-        firewall.replace_all(list).unwrap();
-        for n in 0..random.u8(..100) {
-            firewall.insert(on(&format!("10.{n}.{n}.0/24")), rule(&mut random)).unwrap();
-            firewall.remove(on(&format!("10.{}.0.0/16 tcp", random.u8(..)))).unwrap();
-        }
-    }
-}
-
-#[test]
-fn a_process_killed_in_the_middle_leaves_nothing_half_done() {
-    use std::io::{BufRead as _, BufReader};
-    let bpffs = BpfFs::new().unwrap();
-    for engine in ENGINES {
-        let pair = Pair::new().unwrap();
-        let directory = bpffs.path().join(format!("{engine:?}"));
-        drop(pair.server.run(|| load(engine).attach(&AttachOptions::new("eth0").pin(&directory))).unwrap());
-        for round in 0..common::times(5, 50, 1) as u64 {
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "child_that_edits_until_it_is_killed", "--nocapture"])
-                .env("XDPKIT_TEST_CHILD_PINS", &directory)
-                .stdout(std::process::Stdio::piped())
-                .spawn()
-                .unwrap();
-            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.map_while(Result::ok).any(|line| line.contains("editing")));
-            thread::sleep(Duration::from_millis(20 + 7 * round));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            let firewall = Firewall::adopt(&directory, "firewall").unwrap();
-            let model = Model(firewall.iter().unwrap().map(|entry| (entry.selector, entry.rule)).collect());
-            let mut random = Rng::with_seed(round);
-            for _ in 0..200 {
-                let source = IpAddr::from([10, random.u8(..210), random.u8(..110), 1]);
-                let frame = packet(&source.to_string(), "192.0.2.1", "tcp/80");
-                let wanted = model.verdict(source, [192, 0, 2, 1].into(), 6, Some(80));
-                let action = firewall.test_run(&frame).unwrap().action;
-                assert_eq!(action, wanted.0, "{engine:?} round {round}: {source}");
-            }
-        }
-        xdpkit::remove_pins(&directory).unwrap();
     }
 }

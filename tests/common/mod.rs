@@ -1,6 +1,7 @@
 //! What several tests share: counts by how thorough the run is, and a stage's answer in short.
 #![allow(dead_code, reason = "not every test uses everything")]
 
+pub(crate) mod rules;
 pub(crate) mod traffic;
 
 use std::env;
@@ -33,6 +34,23 @@ pub(crate) fn judge(stage: &dyn Stage, frame: &[u8]) -> (Action, Reason) {
     assert_eq!(line.action, verdict.action, "the counter agrees with the verdict");
     assert_eq!((line.count.packets, line.count.bytes), (1, frame.len() as u64));
     (verdict.action, line.reason)
+}
+
+/// Frames that `eth0` of this thread's namespace dropped before its program saw them.
+pub(crate) fn received_drops() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let line = text.lines().find(|line| line.trim_start().starts_with("eth0:")).unwrap();
+    line.split_whitespace().nth(4).unwrap().parse().unwrap()
+}
+
+/// Waits until something holds, for a few seconds at most: the caller asserts it.
+pub(crate) fn wait_for(holds: impl Fn() -> bool) {
+    for _ in 0..150 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 /// Whether the kernel cannot tell what an interface's driver is able to do.
