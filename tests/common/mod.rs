@@ -4,7 +4,10 @@
 pub(crate) mod rules;
 pub(crate) mod traffic;
 
-use std::env;
+use std::{
+    env,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use xdpkit::{Action, Reason, Stage};
 
@@ -16,6 +19,47 @@ pub(crate) fn times(usual: usize, full: usize, emulated: usize) -> usize {
         full
     } else {
         usual
+    }
+}
+
+/// Cases of a comparison with a model, each made of its number alone: a fixed count of them from a fixed start, or with
+/// `./x fuzz` as many as the time allows, from a start that no run had before. `XDPKIT_CASE=N` is only that one.
+pub(crate) struct Cases {
+    next: u64,
+    left: u64,
+    end: Option<Instant>,
+}
+
+impl Cases {
+    pub(crate) fn new(usual: usize, full: usize, emulated: usize) -> Self {
+        let number =
+            |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name}: {text}")));
+        if let Some(case) = number("XDPKIT_CASE") {
+            return Self { next: case, left: 1, end: None };
+        }
+        match number("XDPKIT_FUZZ_SECONDS") {
+            None => Self { next: 0, left: times(usual, full, emulated) as u64, end: None },
+            Some(seconds) => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right");
+                let start = since.as_micros() as u64;
+                Self { next: start, left: u64::MAX, end: Some(Instant::now() + Duration::from_secs(seconds)) }
+            }
+        }
+    }
+}
+
+impl Iterator for Cases {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        // The clock is asked now and then.
+        let over = self.next % 256 == 0 && self.end.is_some_and(|end| Instant::now() >= end);
+        if self.left == 0 || over {
+            return None;
+        }
+        self.left -= 1;
+        self.next += 1;
+        Some(self.next - 1)
     }
 }
 

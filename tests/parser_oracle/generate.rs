@@ -33,20 +33,25 @@ enum Version {
 
 /// A frame that fits one buffer: valid, or mutated up to three times.
 pub(crate) fn small(random: &mut Rng) -> Vec<u8> {
+    small_of(random, &[])
+}
+
+/// As [`small`], but most packets are of these flows, each from the first to the second; half of them with its ports.
+pub(crate) fn small_of(random: &mut Rng, flows: &[(SocketAddr, SocketAddr)]) -> Vec<u8> {
     let payload = if random.u8(..8) == 0 { 0 } else { random.usize(..64) };
-    let (frame, layout) = valid(random, payload);
+    let (frame, layout) = valid(random, payload, flows);
     if random.u8(..3) == 0 { frame } else { broken(random, frame, &layout, true) }
 }
 
 /// A frame of up to 9000 bytes, mutated or not, but at its full length.
 pub(crate) fn jumbo(random: &mut Rng) -> Vec<u8> {
     let payload = random.usize(..8900);
-    let (mut frame, layout) = valid(random, payload);
+    let (mut frame, layout) = valid(random, payload, &[]);
     frame.truncate(9000);
     if random.bool() { frame } else { broken(random, frame, &layout, false) }
 }
 
-fn valid(random: &mut Rng, payload: usize) -> (Vec<u8>, Layout) {
+fn valid(random: &mut Rng, payload: usize, flows: &[(SocketAddr, SocketAddr)]) -> (Vec<u8>, Layout) {
     let payload = bytes(random, payload);
     let mut tags = Vec::new();
     let count = match random.u8(..32) {
@@ -64,8 +69,8 @@ fn valid(random: &mut Rng, payload: usize) -> (Vec<u8>, Layout) {
     let mut frame = match random.u8(..20) {
         0 => Frame::arp_request([2, 0, 0, 0, 0, 7], random.u32(..).into(), random.u32(..).into()),
         1 => Frame::ethernet(pick(random, &OTHER_ETHER_TYPES)).payload(&payload),
-        2..9 => ipv4(random, &payload, &mut layout),
-        _ => ipv6(random, &payload, &mut layout),
+        2..9 => ipv4(random, &payload, flows, &mut layout),
+        _ => ipv6(random, &payload, flows, &mut layout),
     };
     for (ether_type, control) in tags {
         frame = frame.tag(ether_type, control);
@@ -78,9 +83,10 @@ fn valid(random: &mut Rng, payload: usize) -> (Vec<u8>, Layout) {
     (frame.macs(source, destination).ttl(random.u8(..)).tos(random.u8(..)).build(), layout)
 }
 
-fn ipv4(random: &mut Rng, payload: &[u8], layout: &mut Layout) -> Frame {
-    let [source, destination] = [random.u32(..), random.u32(..)].map(|bits| IpAddr::V4(Ipv4Addr::from(bits)));
-    let mut frame = message(random, source, destination, payload);
+fn ipv4(random: &mut Rng, payload: &[u8], flows: &[(SocketAddr, SocketAddr)], layout: &mut Layout) -> Frame {
+    let addresses = [random.u32(..), random.u32(..)].map(|bits| IpAddr::V4(Ipv4Addr::from(bits)));
+    let ends = ends(random, addresses, flows);
+    let mut frame = message(random, ends, payload);
     let options = if random.u8(..3) == 0 { random.usize(1..=40) } else { 0 };
     frame = frame.options(&bytes(random, options)).identification(random.u32(..));
     if random.bool() {
@@ -94,9 +100,10 @@ fn ipv4(random: &mut Rng, payload: &[u8], layout: &mut Layout) -> Frame {
     frame
 }
 
-fn ipv6(random: &mut Rng, payload: &[u8], layout: &mut Layout) -> Frame {
-    let [source, destination] = [random.u128(..), random.u128(..)].map(|bits| IpAddr::V6(Ipv6Addr::from(bits)));
-    let mut frame = message(random, source, destination, payload).identification(random.u32(..));
+fn ipv6(random: &mut Rng, payload: &[u8], flows: &[(SocketAddr, SocketAddr)], layout: &mut Layout) -> Frame {
+    let addresses = [random.u128(..), random.u128(..)].map(|bits| IpAddr::V6(Ipv6Addr::from(bits)));
+    let ends = ends(random, addresses, flows);
+    let mut frame = message(random, ends, payload).identification(random.u32(..));
     let count = match random.u8(..8) {
         0..3 => 0,
         3..6 => random.usize(1..4),
@@ -148,8 +155,26 @@ fn fragment(random: &mut Rng, frame: Frame) -> Frame {
     }
 }
 
-fn message(random: &mut Rng, source: IpAddr, destination: IpAddr, payload: &[u8]) -> Frame {
-    let [from, to] = [source, destination].map(|address| SocketAddr::new(address, random.u16(..)));
+/// Where a packet is from and to: the addresses with any ports, or those of one of the flows.
+fn ends(random: &mut Rng, addresses: [IpAddr; 2], flows: &[(SocketAddr, SocketAddr)]) -> [SocketAddr; 2] {
+    let mut ends = addresses.map(|address| SocketAddr::new(address, random.u16(..)));
+    let same_family = |flow: &&(SocketAddr, SocketAddr)| flow.0.is_ipv4() == addresses[0].is_ipv4();
+    let known = flows.iter().filter(same_family).count();
+    if known > 0 && random.u8(..8) > 0 {
+        let flow = flows.iter().filter(same_family).nth(random.usize(..known)).expect("as many as were counted");
+        let with_ports = random.bool();
+        for (end, of_flow) in ends.iter_mut().zip([flow.0, flow.1]) {
+            end.set_ip(of_flow.ip());
+            if with_ports {
+                end.set_port(of_flow.port());
+            }
+        }
+    }
+    ends
+}
+
+fn message(random: &mut Rng, [from, to]: [SocketAddr; 2], payload: &[u8]) -> Frame {
+    let [source, destination] = [from, to].map(|end| end.ip());
     let frame = match random.u8(..16) {
         0..5 => {
             let options = if random.bool() { random.usize(..=40) } else { 0 };
