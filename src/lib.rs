@@ -16,6 +16,7 @@ mod packet;
 #[cfg(feature = "pcapng")]
 mod pcapng;
 mod pin;
+mod pinned;
 mod pipeline;
 pub mod preflight;
 mod reason;
@@ -45,6 +46,7 @@ pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 #[cfg(feature = "pcapng")]
 pub use pcapng::PcapngWriter;
 pub use pin::{Pinned, open_program, pinned, remove_pins};
+pub use pinned::pinned_stats;
 pub use pipeline::{Pipeline, Position};
 pub use reason::{Action, Reason};
 pub use stage::Stage;

@@ -257,6 +257,39 @@ fn a_reload_brings_the_new_file_into_force_and_a_wrong_one_changes_nothing() {
     assert_eq!(both.map(|to| answers(&lab, to)), [true; 2], "detached");
 }
 
+#[test]
+fn top_shows_a_pinned_appliance_and_leaves_it_alone() {
+    let lab = Pair::new().unwrap();
+    lab.server.set_up("lo").unwrap();
+    let place = Place::new("top");
+    place.write(&FILE.replace("10.0.0.66", "10.0.0.2"));
+    let pins = BpfFs::new().unwrap();
+    let pin = pins.path().join("appliance");
+    let pin = pin.to_str().unwrap();
+    let mut appliance = Running::start(&lab.server, &place.file(), &["--pin", pin, "--metrics", "127.0.0.1:0"]);
+    let metrics = appliance.expect("metrics")["address"].as_str().unwrap().to_owned();
+    appliance.expect("ready");
+    ping(&lab.client, lab.server_addr.v4.into(), 5, Duration::ZERO, Duration::from_millis(100)).unwrap();
+    let mut top = lab.server.command(example().with_file_name("top"));
+    let output = top.args(["--pin", pin, "--metrics", &metrics, "--once"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = |words: &[&str]| {
+        let found = text.lines().any(|line| line.split_whitespace().collect::<Vec<_>>().starts_with(words));
+        assert!(found, "{words:?}: {text}");
+    };
+    line(&["function", "kind", "packets/s"]);
+    line(&["watch", "monitor"]);
+    line(&["edge", "denied", "drop", "0", "5"]);
+    line(&["firewall_rules", "function=edge", "2"]);
+    line(&["attached", "interface=eth0", "mode=native", "1"]);
+    appliance.reload().unwrap();
+    appliance.stop();
+    let output = Command::new(example().with_file_name("top")).args(["--pin", "/nope", "--once"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing is pinned at /nope"));
+}
+
 fn scrape(place: &Namespace, address: &str) -> String {
     let address: SocketAddr = address.parse().unwrap();
     place.run(|| {

@@ -53,7 +53,7 @@ impl Iterator for Cases {
 
     fn next(&mut self) -> Option<u64> {
         // The clock is asked now and then.
-        let over = self.next % 256 == 0 && self.end.is_some_and(|end| Instant::now() >= end);
+        let over = self.next.is_multiple_of(256) && self.end.is_some_and(|end| Instant::now() >= end);
         if self.left == 0 || over {
             return None;
         }
