@@ -6,16 +6,16 @@ mod attach;
 mod error;
 mod events;
 mod firewall;
-#[allow(dead_code, unused_imports, reason = "the rate limiter and the balancers will use it")]
 mod flow_table;
 mod interface;
-#[allow(dead_code, reason = "the rate limiter will use the rest")]
+#[allow(dead_code, reason = "its tests and benchmarks use the rest")]
 mod lpm;
 mod monitor;
 mod packet;
 mod pin;
 mod pipeline;
 pub mod preflight;
+mod rate_limiter;
 mod reason;
 mod stage;
 mod stats;
@@ -35,6 +35,10 @@ pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
 pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 pub use pin::{Pinned, pinned, remove_pins};
 pub use pipeline::{Pipeline, Position};
+pub use rate_limiter::{
+    Ban, BanPolicy, Bans, Bucket, Limit, Limits, Meter, Rate, RateEvent, RateLimiter, RateLimiterConfig,
+    RateLimiterCounts, Scope, ScopeStats, TableFull, Tier, Tiers, TiersReplaced,
+};
 pub use reason::{Action, Reason};
 pub use stage::Stage;
 pub use stats::{Count, ReasonCount, Stats};

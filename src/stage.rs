@@ -194,7 +194,6 @@ impl StageCore {
         PerCpu::new(self.map(name))
     }
 
-    #[allow(dead_code, reason = "the rate limiter and the balancers will use it")]
     /// Draws the secret of a new flow table (`FLOW_TABLE(name, ...)` in C), whose map of lines was sized by this shape.
     /// Before that, programs find nothing in it and have no room.
     pub(crate) fn create_flow_table(&self, name: &str, shape: Shape) -> Result<FlowTable<LongMapping>> {
@@ -212,7 +211,6 @@ impl StageCore {
         Ok(FlowTable::create(lines, header, shape, secret))
     }
 
-    #[allow(dead_code, reason = "as above")]
     /// A flow table that an earlier process has created.
     pub(crate) fn adopt_flow_table(&self, name: &str) -> Result<FlowTable<LongMapping>> {
         let [lines, header] = self.flow_table_maps(name)?;

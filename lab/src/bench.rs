@@ -23,6 +23,7 @@ mod flows;
 mod kernel;
 mod layout;
 mod lpm;
+mod rate;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -37,6 +38,7 @@ pub use flows::{Random, random_v4, random_v6};
 use kernel::{Programs, Run};
 use layout::Layout;
 pub use lpm::{LpmProbe, Route};
+pub use rate::LruLimiter;
 
 use crate::device::veth;
 use crate::error::{Context, Error, Result};

@@ -11,7 +11,7 @@ use xdpkit_lab::bench::{FlowOperation, FlowProbe, FlowRank};
 
 use super::{
     FlowTable, Inserted, KEEP, Shape,
-    tests::{secret, times},
+    tests::{nothing, secret, times},
 };
 
 /// `enum flow_answer`.
@@ -195,7 +195,7 @@ fn the_mirror_changes_entries_while_programs_do() {
                 }
                 None => {
                     let rank = |value| ((1 << 60) - count(value)) << 2;
-                    match table.insert(key, own | 1, rank, |_, value| removed += count(value)) {
+                    match table.insert(key, own | 1, rank, |_, value| removed += count(value), nothing) {
                         Inserted::New => {}
                         // Somebody was faster, and what it had counted is gone.
                         Inserted::Changed(before) => removed += count(before),

@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use entry::{BEATEN, CLAIMED, FREE, GENERATION, HEALED, KEY_GONE, MARK_WAY};
-pub(crate) use entry::{Entry, Inserted, VALUE_MASK, live_word, value_of};
+use entry::{BEATEN, CLAIMED, FREE, GENERATION, HEALED, KEY_GONE, MARK_WAY, live_word, value_of};
+pub(crate) use entry::{Entry, Inserted};
 pub(crate) use key::{KEY_MIN, SECRET_WORDS, Secret};
 pub(crate) use shape::Shape;
 
@@ -97,6 +97,11 @@ impl<M: AsRef<[AtomicU64]>> FlowTable<M> {
         self.iter().count()
     }
 
+    /// Whether an entry is still as it was read, and so is what was read beside it in between.
+    pub(crate) fn is_unchanged(&self, entry: &Entry) -> bool {
+        self.state(entry.slot) == entry.word
+    }
+
     /// Gives an entry another value, unless it was changed since it was read.
     pub(crate) fn update(&self, entry: &Entry, value: u64) -> bool {
         self.swap(entry.slot, entry.word, live_word(value, entry.word)).is_ok()
@@ -113,13 +118,15 @@ impl<M: AsRef<[AtomicU64]>> FlowTable<M> {
     }
 
     /// Sets the value of a key: of a new entry, or of the one that there is. `gone` is told key and value of what had to
-    /// go, which may happen whatever the answer is: another CPU may come first after all.
+    /// go, which may happen whatever the answer is: another CPU may come first after all. `beside` writes what is kept beside
+    /// a new entry, by slot, before anybody sees it.
     pub(crate) fn insert(
         &self,
         key: u64,
         value: u64,
         rank: impl Fn(u64) -> u64,
         mut gone: impl FnMut(u64, u64),
+        mut beside: impl FnMut(u32),
     ) -> Inserted {
         loop {
             if let Some(entry) = self.get(key) {
@@ -136,6 +143,7 @@ impl<M: AsRef<[AtomicU64]>> FlowTable<M> {
             if entry::is_live(word) {
                 gone(self.key_at(slot).load(Ordering::Relaxed), value_of(word));
             }
+            beside(slot);
             self.tell_where(key, at);
             self.key_at(slot).swap(key, Ordering::SeqCst);
             if self.settle(key, at, slot)

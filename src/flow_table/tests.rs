@@ -22,6 +22,9 @@ pub(super) fn plain(capacity: u32, seed: u64) -> Plain {
     FlowTable::create(words(shape.total() as usize * LINE_WORDS), words(HEADER_WORDS), shape, secret(seed))
 }
 
+/// For tables that nothing is kept beside.
+pub(super) fn nothing(_: u32) {}
+
 /// For insertions for which nothing may go.
 fn nobody(key: u64, value: u64) {
     panic!("{key} went, with {value}")
@@ -110,7 +113,7 @@ fn h2_nothing_is_refused_or_evicted_up_to_half_of_the_capacity() {
             let mut stashed = 0;
             for number in 0..u64::from(capacity / 2) {
                 let key = table.secret().key(number * 7);
-                let inserted = table.insert(key, number, |_| 4, nobody);
+                let inserted = table.insert(key, number, |_| 4, nobody, nothing);
                 assert_eq!(inserted, Inserted::New, "{number} of {capacity}");
                 stashed += u32::from(table.get(key).unwrap().slot >= table.shape().capacity());
             }
@@ -129,11 +132,11 @@ fn half_the_capacity_holds_whoever_has_gone_before() {
         let table = plain(4096, seed);
         let rank = |value: u64| if value < 1000 { STALE | (1000 - value) << 2 } else { KEEP };
         for number in 0..8192 {
-            table.insert(table.secret().key(number), number % 1000, rank, |_, _| {});
+            table.insert(table.secret().key(number), number % 1000, rank, |_, _| {}, nothing);
         }
         for number in 0..2048_u64 {
             let key = table.secret().key(1 << 40 | number);
-            assert!(matches!(table.insert(key, 1000 + number, rank, |_, _| {}), Inserted::New), "{number}");
+            assert!(matches!(table.insert(key, 1000 + number, rank, |_, _| {}, nothing), Inserted::New), "{number}");
         }
         for number in 0..2048_u64 {
             let key = table.secret().key(1 << 40 | number);
@@ -147,35 +150,38 @@ fn a_full_table_refuses_what_must_not_go_and_else_lets_the_highest_rank_go() {
     let table = plain(64, 3);
     let mut refused = 0;
     for number in 0..1000 {
-        refused += u32::from(table.insert(table.secret().key(number), 1, |_| KEEP, nobody) == Inserted::Full);
+        refused += u32::from(table.insert(table.secret().key(number), 1, |_| KEEP, nobody, nothing) == Inserted::Full);
     }
     assert!(refused > 0 && refused + table.len() as u32 == 1000);
     let all: HashMap<u64, u64> = table.iter().map(|entry| (entry.key, entry.value())).collect();
     // Now they may go.
     let key = (1000..).map(|number| table.secret().key(number)).find(|key| table.get(*key).is_none()).unwrap();
     let mut gone = None;
-    assert_eq!(table.insert(key, 2, |value| value << 2, |key, value| gone = Some((key, value))), Inserted::New);
+    assert_eq!(
+        table.insert(key, 2, |value| value << 2, |key, value| gone = Some((key, value)), nothing),
+        Inserted::New
+    );
     let (gone, value) = gone.unwrap();
     assert!(all.contains_key(&gone) && value == 1 && table.get(gone).is_none());
-    assert_eq!(table.insert(key, 3, |_| KEEP, nobody), Inserted::Changed(2));
+    assert_eq!(table.insert(key, 3, |_| KEEP, nobody, nothing), Inserted::Changed(2));
     let entry = table.get(key).unwrap();
     assert!(table.update(&entry, 4) && !table.update(&entry, 5) && !table.remove(&entry), "only the first knew it");
     let entry = table.get(key).unwrap();
     assert!(entry.value() == 4 && table.remove(&entry) && table.get(key).is_none());
     // The way is free now.
-    assert_eq!(table.insert(key, 6, |_| KEEP, nobody), Inserted::New);
+    assert_eq!(table.insert(key, 6, |_| KEEP, nobody, nothing), Inserted::New);
 }
 
 #[test]
 fn what_a_dead_process_was_writing_is_freed() {
     let table = plain(64, 3);
     let key = table.secret().key(5);
-    assert_eq!(table.insert(key, 9, |_| KEEP, nobody), Inserted::New);
+    assert_eq!(table.insert(key, 9, |_| KEEP, nobody, nothing), Inserted::New);
     let entry = table.get(key).unwrap();
     let line = entry.slot as usize / 4 * LINE_WORDS + 4 + entry.slot as usize % 4;
     table.lines[line].store(super::CLAIMED | 3, std::sync::atomic::Ordering::SeqCst);
     assert!(table.get(key).is_none());
     table.heal();
-    assert_eq!(table.insert(key, 9, |_| KEEP, nobody), Inserted::New);
+    assert_eq!(table.insert(key, 9, |_| KEEP, nobody, nothing), Inserted::New);
     assert_eq!(table.len(), 1);
 }
