@@ -5,6 +5,7 @@
 #include "include/parse.h"
 #include "include/stage.h"
 #include "include/lpm_table.h"
+#include "include/neighbour.h"
 #include "abi/firewall.h"
 
 /*
@@ -62,18 +63,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct firewall_settings);
 } settings SEC(".maps");
-
-#define ND_ROUTER_SOLICITATION 133
-#define ND_REDIRECT 137
-#define ND_HOP_LIMIT 255
-
-/* RFC 4861: such a packet comes from a neighbour only if no router has touched its hop limit. */
-static __always_inline bool is_neighbour_discovery(const struct packet *p)
-{
-	return p->network == NETWORK_IPV6 && p->protocol == IPPROTO_ICMPV6 && p->transport_header &&
-	       p->ip6->hop_limit == ND_HOP_LIMIT && p->icmp->code == 0 && p->icmp->type >= ND_ROUTER_SOLICITATION &&
-	       p->icmp->type <= ND_REDIRECT;
-}
 
 /* The list in force: a pending one only until its deadline. */
 static __always_inline __u32 list_in_force(const struct firewall_settings *now)

@@ -6,10 +6,11 @@ mod attach;
 mod error;
 mod events;
 mod firewall;
+mod flow_table;
 #[cfg(feature = "health")]
 mod health;
 mod interface;
-#[allow(dead_code, reason = "the rate limiter will use the rest")]
+#[allow(dead_code, reason = "its tests and benchmarks use the rest")]
 mod lpm;
 mod monitor;
 mod packet;
@@ -19,6 +20,7 @@ mod pin;
 mod pinned;
 mod pipeline;
 pub mod preflight;
+mod rate_limiter;
 mod reason;
 #[doc = include_str!("../docs/recipes.md")]
 pub mod recipes {}
@@ -48,6 +50,10 @@ pub use pcapng::PcapngWriter;
 pub use pin::{Pinned, open_program, pinned, remove_pins};
 pub use pinned::pinned_stats;
 pub use pipeline::{Pipeline, Position};
+pub use rate_limiter::{
+    Ban, BanPolicy, Bans, Bucket, Limit, Limits, Meter, Rate, RateEvent, RateLimiter, RateLimiterConfig,
+    RateLimiterCounts, Scope, ScopeStats, TableFull, Tier, Tiers, TiersReplaced,
+};
 pub use reason::{Action, Reason};
 pub use stage::Stage;
 pub use stats::{Count, ReasonCount, Stats};

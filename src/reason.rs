@@ -123,16 +123,35 @@ reasons! {
     Denied = 41, "denied";
     /// `Firewall`: no rule matched, the default action decided.
     DefaultAction = 42, "default_action";
-    /// `Firewall`: ARP.
+    /// `Firewall`, `RateLimiter`: ARP.
     Arp = 43, "arp";
-    /// `Firewall`: IPv6 neighbour discovery (RFC 4861) from the link.
+    /// `Firewall`, `RateLimiter`: IPv6 neighbour discovery (RFC 4861) from the link.
     NeighbourDiscovery = 44, "neighbour_discovery";
-    /// `Firewall`: neither ARP nor IP.
+    /// `Firewall`, `RateLimiter`: neither ARP nor IP.
     NotIp = 45, "not_ip";
     /// `Firewall`: more rules to ask than a packet may cost; dropped.
     RuleChain = 46, "rule_chain";
-    /// `Firewall`, when it only counts: would have been dropped by a rule or the default.
+    /// `Firewall`, `RateLimiter`, when they only count: would have been dropped by a rule, the default, a limit or a ban.
     WouldDrop = 47, "would_drop";
+    /// `RateLimiter`: within every limit that it is under.
+    WithinLimit = 48, "within_limit";
+    /// `RateLimiter`: more packets than the source's limit allows.
+    OverPackets = 49, "over_packets";
+    /// `RateLimiter`: more bytes than the source's limit allows.
+    OverBytes = 50, "over_bytes";
+    /// `RateLimiter`: the source is banned.
+    Banned = 51, "banned";
+    /// `RateLimiter`: the source's tier is exempt from limits.
+    Exempt = 52, "exempt";
+    /// `RateLimiter`: the source's tier is blocked.
+    Blocked = 53, "blocked";
+    /// `RateLimiter`: no scope is about it, or its class has no limit there.
+    NoLimit = 54, "no_limit";
+    /// `RateLimiter`: the table has no place for its source; it passed or was dropped as
+    /// [`TableFull`](crate::TableFull) says.
+    UnknownSource = 55, "unknown_source";
+    /// `RateLimiter`: other CPUs were faster at the same bucket, many times in a row; dropped.
+    Contended = 56, "contended";
 }
 
 impl Reason {

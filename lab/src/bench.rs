@@ -18,10 +18,12 @@
 //! ```
 
 mod cost;
+mod flow_table;
 mod flows;
 mod kernel;
 mod layout;
 mod lpm;
+mod rate;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -31,10 +33,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 pub use cost::{Cost, Table};
+pub use flow_table::{FlowAnswer, FlowOperation, FlowProbe, FlowRank, FlowStress};
 pub use flows::{Random, random_v4, random_v6};
 use kernel::{Programs, Run};
 use layout::Layout;
 pub use lpm::{LpmProbe, Route};
+pub use rate::LruLimiter;
 
 use crate::device::veth;
 use crate::error::{Context, Error, Result};

@@ -2,8 +2,10 @@
 
 pub(crate) mod event;
 pub(crate) mod firewall;
+pub(crate) mod flow_table;
 pub(crate) mod monitor;
 pub(crate) mod packet;
+pub(crate) mod rate_limiter;
 pub(crate) mod reason;
 
 /// Asserts at compile time that two structs have the same size and alignment, and the fields the same offsets.

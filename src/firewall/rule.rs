@@ -22,7 +22,7 @@ pub enum Decision {
 }
 
 impl Decision {
-    pub(super) fn action(self) -> u32 {
+    pub(crate) fn action(self) -> u32 {
         match self {
             Self::Allow => Action::Pass as u32,
             Self::Deny => Action::Drop as u32,

@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     ptr::{self, NonNull},
-    sync::atomic::AtomicU32,
+    sync::atomic::{AtomicU32, AtomicU64},
 };
 
 use libbpf_rs::MapCore as _;
@@ -52,6 +52,26 @@ impl AsRef<[AtomicU32]> for Mapping {
         // SAFETY: from `start`, which is page-aligned, so many words are readable and writable until `drop`. Whoever else
         // has them mapped uses atomics too, and so do programs: their loads and stores of words are single ones.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+}
+
+/// The same, as words of 64 bits.
+#[derive(Debug)]
+pub(crate) struct LongMapping(Mapping);
+
+impl LongMapping {
+    /// # Panics
+    /// As [`Mapping::new`].
+    pub(crate) fn new(map: &Map) -> Result<Self> {
+        Mapping::new(map).map(Self)
+    }
+}
+
+impl AsRef<[AtomicU64]> for LongMapping {
+    fn as_ref(&self) -> &[AtomicU64] {
+        // SAFETY: as for the words of 32 bits: the mapping starts on a page and is of whole 8-byte words. Nobody gets both
+        // views of one mapping.
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.words / 2) }
     }
 }
 

@@ -9,3 +9,8 @@ pub(crate) mod firewall {
 pub(crate) mod monitor {
     include!(concat!(env!("OUT_DIR"), "/monitor.skel.rs"));
 }
+
+/// `bpf/rate_limiter.bpf.c`
+pub(crate) mod rate_limiter {
+    include!(concat!(env!("OUT_DIR"), "/rate_limiter.skel.rs"));
+}

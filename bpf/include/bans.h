@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Bans: a table of its own, which no flood of new sources can push anybody out of. They end by themselves. */
+#ifndef XDPKIT_BANS_H
+#define XDPKIT_BANS_H
+
+#include "buckets.h"
+
+/* A ban that is over is as good as gone; the others stay. */
+static __always_inline __u64 ban_rank(__u64 value, __u64 now)
+{
+	__u64 until = value & RATE_BAN_TIME;
+
+	return until <= now ? FLOW_STALE | (now - until) : FLOW_KEEP;
+}
+
+FLOW_TABLE(bans, ban_rank)
+
+/* By slot: who is banned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rate_address);
+} ban_addresses SEC(".maps");
+
+static __always_inline __u64 ban_key(const struct flow_table *t, const struct rate_source *s)
+{
+	__u32 words[5] = { s->high, s->high >> 32, s->low, s->low >> 32, s->ipv6 };
+
+	return flow_hash(t, words, 5);
+}
+
+/* When a source's ban ends, 0 for never was one. Only asked while some ban is in force. */
+__attribute__((noinline, weak)) __u64 ban_until(struct rate_source *s)
+{
+	struct flow_table *t = bans_open();
+	struct flow_entry e;
+
+	if (!s || !t || !bans_find(t, ban_key(t, s), &e))
+		return 0;
+	return flow_value(e.word) & RATE_BAN_TIME;
+}
+
+/* Bans a source, or prolongs its ban; false when the table is full of others. */
+__attribute__((noinline, weak)) bool ban_source(struct rate_source *s, __u64 now, __u64 until)
+{
+	struct flow_table *t = bans_open();
+	struct rate_address *beside;
+	struct rate_shared *all;
+	__u32 zero = 0, answer;
+	struct flow_entry e;
+	struct flow_claim c;
+	__u64 value, last;
+
+	all = bpf_map_lookup_elem(&shared, &zero);
+	if (!s || !t || !all)
+		return false;
+	/* First: a ban that nobody looks for is none. */
+	for (int i = 0; i < 8; i++) {
+		last = FLOW_ONCE(all->banned_until);
+		if (last >= until || __sync_val_compare_and_swap(&all->banned_until, last, until) == last)
+			break;
+	}
+	value = (until & RATE_BAN_TIME) | (s->ipv6 ? RATE_BAN_IPV6 : 0);
+	c.key = ban_key(t, s);
+	c.now = now;
+	for (int i = 0; i < 8; i++) {
+		if (bans_find(t, c.key, &e)) {
+			if ((flow_value(e.word) & RATE_BAN_TIME) >= until || flow_update(&e, value))
+				return true;
+			continue;
+		}
+		answer = bans_claim(&c);
+		if (answer == FLOW_FULL)
+			return false;
+		if (answer != FLOW_TAKEN)
+			continue;
+		beside = bpf_map_lookup_elem(&ban_addresses, &c.slot);
+		if (beside) {
+			beside->address[0] = s->high;
+			beside->address[1] = s->low;
+		}
+		if (bans_publish(&c, value))
+			return true;
+	}
+	return false;
+}
+
+#endif

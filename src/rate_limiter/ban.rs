@@ -1,0 +1,191 @@
+//! Bans: sources that are cut off for a time.
+
+use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{BANNED_UNTIL, RateLimiter, source::Source};
+use crate::{
+    Error, Result,
+    abi::rate_limiter::{BAN_IPV6, BAN_TIME},
+    flow_table::{Entry, Inserted, KEEP, STALE},
+    sys,
+};
+
+/// A source that is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ban {
+    /// The source: an address, or a prefix where the configuration says so.
+    pub source: IpNet,
+    /// When it ends, time since boot without suspend (`CLOCK_MONOTONIC`); `None`: when it is lifted.
+    pub until: Option<Duration>,
+}
+
+impl Ban {
+    /// How long it still lasts; `None`: until it is lifted.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_sub(sys::monotonic()))
+    }
+}
+
+/// The bans of a [`RateLimiter`]. They end in the kernel, whether a process lives or not.
+#[derive(Debug)]
+pub struct Bans<'l> {
+    limiter: &'l RateLimiter,
+}
+
+impl<'l> Bans<'l> {
+    pub(super) fn of(limiter: &'l RateLimiter) -> Self {
+        Self { limiter }
+    }
+
+    /// Bans the source that this address belongs to, for so long or, with `None`, until it is lifted; answers the
+    /// ban that there was. It takes the place of that one, also when it ends earlier. Packets of that source are dropped
+    /// whatever its tier is.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when there are as many bans as the table can hold there.
+    pub fn insert(&self, address: IpAddr, time: Option<Duration>) -> Result<Option<Ban>> {
+        let limiter = self.limiter;
+        let policy = limiter.policy();
+        let source = Source::of(address, &policy);
+        let now = nanoseconds(sys::monotonic());
+        let until = time.map_or(BAN_TIME, |time| now.saturating_add(nanoseconds(time)).min(BAN_TIME - 1));
+        let value = until | if source.is_ipv6() { BAN_IPV6 } else { 0 };
+        // First: a ban that nobody looks for is none.
+        limiter.announce_ban(Duration::from_nanos(until));
+        let rank = |value: u64| match value & BAN_TIME {
+            until if until <= now => STALE | (now - until),
+            _ => KEEP,
+        };
+        let beside = |slot: u32| {
+            let at = slot as usize * 2;
+            let words = limiter.ban_addresses.as_ref();
+            words[at..].iter().zip(source.words()).for_each(|(to, word)| to.store(word, Ordering::Release));
+        };
+        match limiter.bans.insert(source.ban_key(&limiter.bans), value, rank, |_, _| {}, beside) {
+            Inserted::New => Ok(None),
+            Inserted::Changed(before) => Ok(ban(source.prefix(&policy), before, now)),
+            Inserted::Full => Err(Error::Full {
+                map: "bans_lines".into(),
+                capacity: limiter.bans.shape().capacity(),
+                entry: source.prefix(&policy).to_string(),
+            }),
+        }
+    }
+
+    /// Lifts the ban of the source that this address belongs to, and answers it.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn lift(&self, address: IpAddr) -> Result<Option<Ban>> {
+        let limiter = self.limiter;
+        let policy = limiter.policy();
+        let source = Source::of(address, &policy);
+        let now = nanoseconds(sys::monotonic());
+        let mut lifted = None;
+        while let Some(entry) = limiter.bans.get(source.ban_key(&limiter.bans)) {
+            if limiter.bans.remove(&entry) {
+                lifted = ban(source.prefix(&policy), entry.value(), now);
+                break;
+            }
+        }
+        if lifted.is_some() {
+            self.settle()?;
+        }
+        Ok(lifted)
+    }
+
+    /// Lifts all bans, and answers how many were in force.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn clear(&self) -> Result<usize> {
+        let limiter = self.limiter;
+        let now = nanoseconds(sys::monotonic());
+        let lifted = limiter.bans.iter().filter(|entry| limiter.bans.remove(entry));
+        let count = lifted.filter(|entry| entry.value() & BAN_TIME > now).count();
+        self.settle()?;
+        Ok(count)
+    }
+
+    /// Without bans, packets should not be asked for them. A program may be about to set one meanwhile, so after a grace
+    /// period what there is counts again.
+    fn settle(&self) -> Result<()> {
+        let limiter = self.limiter;
+        let last = || limiter.bans.iter().map(|entry| entry.value() & BAN_TIME).max().unwrap_or(0);
+        let word = &limiter.shared.as_ref()[BANNED_UNTIL];
+        let before = word.load(Ordering::SeqCst);
+        let now = last();
+        if now < before && word.compare_exchange(before, now, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            limiter.book().wait(&limiter.core)?;
+            limiter.announce_ban(Duration::from_nanos(last()));
+        }
+        Ok(())
+    }
+
+    /// The ban of the source that this address belongs to, if one is in force.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn get(&self, address: IpAddr) -> Result<Option<Ban>> {
+        let policy = self.limiter.policy();
+        let source = Source::of(address, &policy);
+        let entry = self.limiter.bans.get(source.ban_key(&self.limiter.bans));
+        let now = nanoseconds(sys::monotonic());
+        Ok(entry.and_then(|entry| ban(source.prefix(&policy), entry.value(), now)))
+    }
+
+    /// The bans in force, by source.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn iter(&self) -> Result<impl Iterator<Item = Ban> + use<>> {
+        let limiter = self.limiter;
+        let policy = limiter.policy();
+        let now = nanoseconds(sys::monotonic());
+        let read = |entry: Entry| {
+            let at = entry.slot as usize * 2;
+            let beside = limiter.ban_addresses.as_ref();
+            let words = [beside[at].load(Ordering::Acquire), beside[at + 1].load(Ordering::Acquire)];
+            let source = Source::from_words(words, entry.value() & BAN_IPV6 != 0);
+            let found = ban(source.prefix(&policy), entry.value(), now);
+            found.filter(|_| limiter.bans.is_unchanged(&entry))
+        };
+        let mut bans: Vec<_> = limiter.bans.iter().filter_map(read).collect();
+        bans.sort_by_key(|ban| ban.source);
+        Ok(bans.into_iter())
+    }
+
+    /// How many there are in force.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn len(&self) -> Result<usize> {
+        Ok(self.iter()?.count())
+    }
+
+    /// Whether none is in force.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// `None` when it is over.
+fn ban(source: IpNet, value: u64, now: u64) -> Option<Ban> {
+    let until = match value & BAN_TIME {
+        BAN_TIME => None,
+        until if until <= now => return None,
+        until => Some(Duration::from_nanos(until)),
+    };
+    Some(Ban { source, until })
+}

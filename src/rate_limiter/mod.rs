@@ -1,0 +1,397 @@
+//! [`RateLimiter`]: how much each source may send.
+
+mod ban;
+mod book;
+mod config;
+mod event;
+mod rate;
+mod scope;
+mod source;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    mem::offset_of,
+    net::IpAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub use ban::{Ban, Bans};
+use book::Book;
+pub use config::{BanPolicy, RateLimiterConfig, TableFull};
+pub use event::RateEvent;
+pub use rate::{Limit, Meter, Rate};
+pub use scope::Scope;
+pub use source::Bucket;
+use source::{Found, Source, tag};
+pub use tables::{Limits, Tier, Tiers, TiersReplaced};
+
+use crate::{
+    Count, Error, Events, PacketEvent, Result, Stage,
+    abi::{
+        event::Event,
+        rate_limiter::{
+            CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, METERS, OWN_BANS, OWN_BANS_REFUSED,
+            OWN_EVENTS_HELD, Policy, SCOPES, ScopeCount,
+        },
+    },
+    flow_table::FlowTable,
+    stage::{StageCore, StageKind, sealed::Sealed},
+    sys::{self, mmap::LongMapping, object::Plan},
+};
+
+static KIND: StageKind = StageKind {
+    name: "rate_limiter",
+    abi: crate::abi::fingerprint(env!("XDPKIT_ABI_RATE_LIMITER")),
+    load: |plan: &Plan<'_>| {
+        let mut storage = std::mem::MaybeUninit::uninit();
+        let builder = sys::skel::rate_limiter::RateLimiterSkelBuilder::default();
+        sys::object::load(builder, &mut storage, "rate_limiter", plan)
+    },
+};
+
+/// Lets each source send so much of each kind of traffic, and drops the rest.
+///
+/// A source is an address, or the prefix of the configured length: /32 and /64 by default. Limits are exact over any time and
+/// over all CPUs together: at most the rate and one burst (plus one tick of the kernel's clock where the burst is
+/// large enough for that clock). A packet is checked against every [`Scope`] that it is in, and charged to all of them or,
+/// when one refuses it, to none. A [`Tier`] gives the sources in a prefix a limit of their own, in the place of each
+/// scope's, or exempts or blocks them.
+///
+/// A source keeps its place in the table while it has not been idle, and for some time after it was seen a second time:
+/// a flood from spoofed addresses takes places from its own kind only. Packets of sources that find no place go by
+/// [`TableFull`]. Bans have a table of their own.
+///
+/// ```no_run
+/// use xdpkit::{AttachOptions, BanPolicy, Limit, Rate, RateLimiter, RateLimiterConfig, Scope, Stage as _, Tier};
+///
+/// # fn main() -> xdpkit::Result<()> {
+/// let config = RateLimiterConfig::default()
+///     .limit(Scope::All, Rate::per_second(1000))
+///     .limit(Scope::TcpSyn, "20/s:50".parse::<Rate>()?)
+///     .ban(BanPolicy::of(std::time::Duration::from_secs(60)));
+/// let limiter = RateLimiter::load(&config)?;
+/// limiter.tiers().insert("198.51.100.0/24".parse().unwrap(), Limit::packets(Rate::per_second(50_000)).into())?;
+/// limiter.tiers().insert("192.0.2.1/32".parse().unwrap(), Tier::Exempt)?;
+/// let _attachment = limiter.attach(&AttachOptions::new("eth0"))?;
+/// for bucket in limiter.top(10)? {
+///     println!("{}: {:.0} % of its {} burst", bucket.source, bucket.level * 100.0, bucket.scope);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Malformed packets are dropped, each under its own [`Reason`](crate::Reason).
+///
+/// Needs Linux 5.18 or newer (tested from 6.1 on), `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`.
+#[derive(Debug)]
+pub struct RateLimiter {
+    core: StageCore,
+    book: Arc<Mutex<Book>>,
+    buckets: FlowTable<LongMapping>,
+    bucket_addresses: LongMapping,
+    bans: FlowTable<LongMapping>,
+    ban_addresses: LongMapping,
+    shared: LongMapping,
+}
+
+impl Sealed for RateLimiter {
+    fn core(&self) -> &StageCore {
+        &self.core
+    }
+}
+
+impl Stage for RateLimiter {}
+
+/// What was decided about the traffic of one scope, for the sources of one tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ScopeStats {
+    /// The traffic.
+    pub scope: Scope,
+    /// The limit of these sources.
+    pub limit: Limit,
+    /// Whether that is the limit of a tier.
+    pub tier: bool,
+    /// What was within all limits that it was under.
+    pub admitted: Count,
+    /// What this limit refused, also when the limiter only counts.
+    pub refused: Count,
+}
+
+/// What happened besides packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RateLimiterCounts {
+    /// Bans that the program has set.
+    pub bans: u64,
+    /// Packets that should have led to a ban, had its table not been full.
+    pub bans_refused: u64,
+    /// Events that were not reported because there were too many in that second.
+    pub events_held: u64,
+    /// Events that were not reported because the ring buffer was full.
+    pub events_lost: u64,
+}
+
+impl RateLimiter {
+    /// Loads the program and creates its tables.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    pub fn load(config: &RateLimiterConfig) -> Result<Self> {
+        let sizes = config.sizes()?;
+        let core = StageCore::load(&KIND, &config.name, &sizes.maps)?;
+        let buckets = core.create_flow_table("buckets", sizes.buckets)?;
+        let bans = core.create_flow_table("bans", sizes.bans)?;
+        let share = match config.full {
+            TableFull::Share(rate) => rate,
+            TableFull::Drop | TableFull::Pass => Rate::per_second(1),
+        };
+        let book = Book::create(&core, &sizes, &config.limits, share, config.events)?;
+        Self::of(core, book, buckets, bans)
+    }
+
+    /// Takes over the tables (limits, tiers, buckets, bans, counters) that an earlier process pinned under this name. To
+    /// take over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
+    ///
+    /// # Errors
+    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
+    pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
+        let core = StageCore::adopt(&KIND, directory.as_ref(), name)?;
+        let (buckets, bans) = (core.adopt_flow_table("buckets")?, core.adopt_flow_table("bans")?);
+        let book = Book::adopt(&core)?;
+        Self::of(core, book, buckets, bans)
+    }
+
+    /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
+    /// it wants to go on where the last one ended. An adopted limiter keeps its limits and policies.
+    ///
+    /// # Errors
+    /// As [`RateLimiter::load`] and [`RateLimiter::adopt`], but for [`Error::PinMissing`].
+    pub fn load_or_adopt(directory: impl AsRef<Path>, config: &RateLimiterConfig) -> Result<Self> {
+        match Self::adopt(directory, &config.name) {
+            Err(Error::PinMissing { .. }) => Self::load(config),
+            answer => answer,
+        }
+    }
+
+    fn of(core: StageCore, book: Book, buckets: FlowTable<LongMapping>, bans: FlowTable<LongMapping>) -> Result<Self> {
+        let map = |name| LongMapping::new(core.map(name));
+        let (bucket_addresses, ban_addresses) = (map("bucket_addresses")?, map("ban_addresses")?);
+        let shared = map("shared")?;
+        let book = Arc::new(Mutex::new(book));
+        Ok(Self { core, book, buckets, bucket_addresses, bans, ban_addresses, shared })
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The limits by scope, for sources that no tier is about.
+    #[must_use]
+    pub fn limits(&self) -> Limits<'_> {
+        Limits::of(self)
+    }
+
+    /// The prefixes whose sources have a tier.
+    #[must_use]
+    pub fn tiers(&self) -> Tiers<'_> {
+        Tiers::of(self)
+    }
+
+    /// The sources that are banned.
+    #[must_use]
+    pub fn bans(&self) -> Bans<'_> {
+        Bans::of(self)
+    }
+
+    /// From now on, nothing is dropped by a limit, a tier or a ban (true), or what they say (false).
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn set_count_only(&self, only: bool) -> Result<()> {
+        self.book().set(offset_of!(Policy, count_only), only.into());
+        Ok(())
+    }
+
+    /// From now on, cuts sources off that exceed their limit by so much; `None`: none. Bans in force stay.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]; [`Error::Map`].
+    pub fn set_ban(&self, policy: Option<BanPolicy>) -> Result<()> {
+        let sizes = RateLimiterConfig::default().ban(policy).sizes()?;
+        self.book().set_ban(&self.core, sizes.policy.ban_factor, sizes.policy.ban)
+    }
+
+    /// What becomes of packets whose source finds no place.
+    #[must_use]
+    pub fn table_full(&self) -> TableFull {
+        self.book().plan.full()
+    }
+
+    /// What a source has used up, by limit: the source that this address belongs to. Empty when the limiter has not heard
+    /// of it for a while.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn source(&self, address: IpAddr) -> Result<Vec<Bucket>> {
+        let (source, tags) = self.keys(address);
+        let found = tags.filter_map(|key| self.buckets.get(key)).filter_map(|entry| self.found(&entry));
+        Ok(self.describe(found.filter(|found| found.source.prefix(&self.policy()) == source)))
+    }
+
+    /// Forgets what a source has used up: it may send a whole burst again. Answers whether anything was known of it. A ban
+    /// stays, see [`Bans::lift`].
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn reset(&self, address: IpAddr) -> Result<bool> {
+        let mut known = false;
+        for key in self.keys(address).1 {
+            while let Some(entry) = self.buckets.get(key) {
+                // A packet may have come in between: once more.
+                if self.buckets.remove(&entry) {
+                    known = true;
+                    break;
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// The sources that have used up most of a limit, each with its fullest bucket, at most so many. Reads the
+    /// whole table: milliseconds for a hundred thousand sources.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn top(&self, count: usize) -> Result<Vec<Bucket>> {
+        let mut buckets = self.describe(self.buckets.iter().filter_map(|entry| self.found(&entry)));
+        buckets.sort_by(|a, b| {
+            b.level.total_cmp(&a.level).then(b.refills_in.cmp(&a.refills_in)).then(a.source.cmp(&b.source))
+        });
+        let mut seen = std::collections::HashSet::new();
+        buckets.retain(|bucket| bucket.level > 0.0 && seen.insert(bucket.source));
+        buckets.truncate(count);
+        Ok(buckets)
+    }
+
+    /// Buckets in the table, those among them that are idle. Reads the whole table.
+    #[must_use]
+    pub fn tracked(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// What was decided, by scope and tier, since the tables were created.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn scope_stats(&self) -> Result<Vec<ScopeStats>> {
+        let plan = self.book().plan.clone();
+        let counts = self.core.per_cpu::<ScopeCount>("scope_counts");
+        let mut stats = Vec::new();
+        for class in 0..CLASSES {
+            for slot in 0..SCOPES {
+                let (Some((scope, _)), Some(limit)) = (plan.scopes[slot], plan.limit(class, slot)) else { continue };
+                let cpus = counts.get((class * SCOPES + slot) as u32)?;
+                let sum = |count: fn(&ScopeCount) -> crate::abi::reason::Count| {
+                    cpus.iter().fold(Count::default(), |sum, cpu| sum + count(cpu).into())
+                };
+                let (admitted, refused) = (sum(|cpu| cpu.admitted), sum(|cpu| cpu.refused));
+                stats.push(ScopeStats { scope, limit, tier: class != book::NO_TIER, admitted, refused });
+            }
+        }
+        Ok(stats)
+    }
+
+    /// What happened besides packets, since the tables were created.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn counts(&self) -> Result<RateLimiterCounts> {
+        let cpus = self.core.counters()?;
+        let sum = |own: usize| cpus.iter().map(|cpu| cpu.own[own].packets).sum();
+        Ok(RateLimiterCounts {
+            bans: sum(OWN_BANS),
+            bans_refused: sum(OWN_BANS_REFUSED),
+            events_held: sum(OWN_EVENTS_HELD),
+            events_lost: self.core.events_lost()?,
+        })
+    }
+
+    /// The reader of events: who has exceeded a limit, and who was banned.
+    ///
+    /// # Errors
+    /// [`Error::EventsTaken`] while another reader of these events lives in this process.
+    pub fn events(&self) -> Result<Events<RateEvent>> {
+        let book = Arc::clone(&self.book);
+        let decode = move |record: &[u8]| {
+            let event = bytemuck::try_pod_read_unaligned::<Event>(record).ok()?;
+            let detail = event.detail;
+            let slot = (detail >> DETAIL_SCOPE_SHIFT) as usize % SCOPES;
+            let plan = book.lock().unwrap_or_else(PoisonError::into_inner).plan.clone();
+            Some(RateEvent {
+                packet: PacketEvent::decode(event)?,
+                scope: plan.scopes[slot].map(|(scope, _)| scope),
+                meter: Meter::ALL[(detail >> DETAIL_METER_SHIFT) as usize & 1],
+                limit: plan.limit(detail as usize % CLASSES, slot),
+                banned: detail & DETAIL_BAN != 0,
+            })
+        };
+        Events::open(self.name(), self.core.map("events"), Box::new(decode))
+    }
+
+    fn policy(&self) -> Policy {
+        self.book().plan.policy
+    }
+
+    /// The prefix that an address belongs to, and the keys of all buckets that it may have.
+    fn keys(&self, address: IpAddr) -> (ipnet::IpNet, impl Iterator<Item = u64> + '_) {
+        let policy = self.policy();
+        let source = Source::of(address, &policy);
+        let tags = (0..SCOPES * METERS).map(|at| tag(at % SCOPES, at / SCOPES));
+        (source.prefix(&policy), tags.map(move |tag| source.key(&self.buckets, tag)))
+    }
+
+    fn found(&self, entry: &crate::flow_table::Entry) -> Option<Found> {
+        let beside: &[AtomicU64] = self.bucket_addresses.as_ref();
+        let wide = self.policy().wide6 != 0;
+        let found = Found::of(entry, &self.buckets, wide.then_some(beside));
+        self.buckets.is_unchanged(entry).then_some(found)
+    }
+
+    fn describe(&self, found: impl Iterator<Item = Found>) -> Vec<Bucket> {
+        let now = sys::monotonic();
+        let plan_of = |found: &Found, book: &Book| {
+            let (scope, _) = book.plan.scopes[found.scope]?;
+            let meter = *Meter::ALL.get(found.meter)?;
+            let source = found.source.prefix(&book.plan.policy);
+            let class = book.covering(source, true).map(|(_, tier)| tier);
+            let limit = match class {
+                Some(Tier::Limited(limit)) => limit,
+                Some(_) => return None,
+                None => book.plan.limit(book::NO_TIER, found.scope)?,
+            };
+            let encoded = limit.encode(meter, book.plan.policy.tick).ok()??;
+            let (level, refills_in) = (found.level(&encoded, now), found.lead(now));
+            Some(Bucket { source, scope, meter, level, refills_in })
+        };
+        let found: Vec<_> = found.collect();
+        let book = self.book();
+        found.iter().filter_map(|found| plan_of(found, &book)).collect()
+    }
+
+    /// Raises the time until which the program looks for bans.
+    fn announce_ban(&self, until: Duration) {
+        let nanoseconds = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        self.shared.as_ref()[BANNED_UNTIL].fetch_max(nanoseconds, Ordering::SeqCst);
+    }
+}
+
+/// Where `banned_until` stands, in 64-bit words.
+const BANNED_UNTIL: usize = offset_of!(crate::abi::rate_limiter::Shared, banned_until) / 8;
