@@ -11,6 +11,7 @@ use crate::{Error, Interface, Pipeline, Result, sys, sys::link::Link};
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum XdpMode {
     /// In the driver, before the kernel allocates anything for the packet: the fast one, and the default.
     /// The driver must support XDP.

@@ -258,6 +258,14 @@ pub enum Error {
         /// The stage.
         stage: String,
     },
+    /// A thread could not be started.
+    #[error("cannot start a thread for {purpose}: {cause}")]
+    Thread {
+        /// What it is for.
+        purpose: &'static str,
+        /// The system's answer.
+        cause: io::Error,
+    },
     /// A packet of a test run could not be run.
     #[error("test run of program `{program}` with a frame of {length} bytes: {cause}")]
     TestRun {

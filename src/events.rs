@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -68,6 +68,13 @@ impl<T> Events<T> {
 impl<T> AsFd for Events<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
+    }
+}
+
+/// For runtimes that ask for a number, such as tokio's `AsyncFd`.
+impl<T> AsRawFd for Events<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -130,6 +130,8 @@ pub struct PacketEvent {
     pub reason: Reason,
     /// What became of it.
     pub action: Action,
+    /// The beginning of the frame as the program found it: at most 128 bytes.
+    pub frame: Vec<u8>,
 }
 
 impl PacketEvent {
@@ -177,6 +179,7 @@ impl PacketEvent {
             transport,
             reason: Reason::from_code(raw.reason)?,
             action: Action::from_code(raw.action.into())?,
+            frame: raw.frame[..(raw.captured as usize).min(raw.frame.len())].to_vec(),
         })
     }
 }

@@ -16,7 +16,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -130,6 +130,17 @@ pub fn remove_pins(directory: impl AsRef<Path>) -> Result<()> {
     // Links first: a program must not go on without its tables' names.
     remove_directory(&directory.join(INTERFACES))?;
     remove_directory(&directory.join(STAGES))
+}
+
+/// Opens an XDP program that is pinned, such as one of the caller's own for [`Pipeline::set_last`](crate::Pipeline::set_last).
+///
+/// # Errors
+/// [`Error::PinMissing`]; [`Error::PinMismatch`] when something else is pinned there; [`Error::IncompatibleProgram`] for
+/// a program of another type; [`Error::Pin`].
+pub fn open_program(path: impl AsRef<Path>) -> Result<OwnedFd> {
+    let path = path.as_ref();
+    let program = Program::open_pinned(path)?.ok_or_else(|| Error::PinMissing { path: path.to_owned() })?;
+    program.as_fd().try_clone_to_owned().map_err(failure(path, "open it"))
 }
 
 /// Edits take milliseconds; who waits longer is told.

@@ -363,12 +363,33 @@ impl Pipeline {
                 format!("the order `{}` must name each of its stages once: {}", names.join(", "), have.join(", "));
             return Err(Error::Pipeline { what });
         }
-        let _lock = self.begin_edit()?;
         let mut shared = Vec::new();
         for name in names {
             shared.push(Arc::clone(&self.members[self.index(name)?].shared));
         }
-        let mut fresh = fresh_chain(&shared, self.last.as_ref())?;
+        self.swap_chain(&shared)
+    }
+
+    /// Puts these stages in the place of all while packets flow: each packet meets the old chain or the new one. A
+    /// last program of the caller's own stays. When nothing would change, nothing is done.
+    ///
+    /// # Errors
+    /// As [`Pipeline::new`] and [`Pipeline::insert`]. The chain is then as before.
+    pub fn set_stages(&mut self, stages: &[&dyn Stage]) -> Result<()> {
+        let shared: Vec<_> = stages.iter().map(|stage| Arc::clone(&stage.core().shared)).collect();
+        let names: Vec<&str> = shared.iter().map(|stage| stage.name.as_str()).collect();
+        check_chain(&names, self.last.is_some())?;
+        let same = |(new, old): (&Arc<Shared>, &Member)| Arc::ptr_eq(new, &old.shared);
+        if shared.len() == self.members.len() && shared.iter().zip(&self.members).all(same) {
+            return Ok(());
+        }
+        self.swap_chain(&shared)
+    }
+
+    /// Builds a chain aside and swaps the head.
+    fn swap_chain(&mut self, shared: &[Arc<Shared>]) -> Result<()> {
+        let _lock = self.begin_edit()?;
+        let mut fresh = fresh_chain(shared, self.last.as_ref())?;
         let mut undo = Undo::default();
         for member in &mut fresh {
             self.pin_member(member, &mut undo)?;

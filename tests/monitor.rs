@@ -7,7 +7,7 @@ use std::{os::fd::AsFd as _, os::fd::AsRawFd as _, time::Duration};
 use common::judge;
 use xdpkit::{
     Action, AttachOptions, Error, Fragment, MonitorConfig, Network, PacketMonitor, Protocol, Reason, Stage as _,
-    Transport,
+    TestRun, Transport,
 };
 use xdpkit_lab::{
     PacketSocket,
@@ -52,6 +52,37 @@ fn an_event_tells_all_of_a_packet() {
 }
 
 #[test]
+fn an_event_carries_the_beginning_of_the_frame() {
+    let monitor = monitor(1);
+    let mut events = monitor.events().unwrap();
+    let mut captured = |frame: &[u8], linear: Option<u32>| {
+        let run = TestRun::new(frame);
+        monitor.run(&linear.map_or(run, |bytes| run.linear(bytes))).unwrap();
+        let event = events.try_next().unwrap();
+        assert_eq!(event.bytes as usize, frame.len());
+        event.frame
+    };
+    for payload in [0, 1, 85, 86, 87, 1400] {
+        let frame = udp4().payload(&vec![0x5a; payload]).build();
+        assert_eq!(captured(&frame, None), frame[..frame.len().min(128)], "{payload} bytes of payload");
+    }
+    let jumbo: Vec<u8> = udp4().payload(&(0..6000).map(|n| n as u8).collect::<Vec<_>>()).build();
+    assert_eq!(captured(&jumbo, Some(100)), jumbo[..128], "out of two buffers");
+    let stub = [0xff; 14];
+    assert_eq!(captured(&stub, None), stub, "a frame of only a header");
+}
+
+#[test]
+fn what_is_sent_back_is_captured_as_it_came() {
+    let monitor = monitor(1);
+    monitor.set_action(Protocol::Udp, Some(Action::Tx)).unwrap();
+    let mut events = monitor.events().unwrap();
+    let frame = udp4().macs([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8]).build();
+    assert_ne!(monitor.test_run(&frame).unwrap().frame, frame);
+    assert_eq!(events.try_next().unwrap().frame, frame);
+}
+
+#[test]
 fn malformed_packets_are_reported_with_their_reason_and_go_on() {
     let monitor = monitor(1);
     let mut events = monitor.events().unwrap();
@@ -91,8 +122,8 @@ fn what_does_not_fit_the_ring_is_counted_as_lost() {
         monitor.test_run(&udp4().build()).unwrap();
     }
     let read = std::iter::from_fn(|| events.try_next()).count() as u64;
-    // Each record takes 96 bytes and a header of 8.
-    assert_eq!(read, 4096 / 104);
+    // Each record takes 224 bytes and a header of 8.
+    assert_eq!(read, 4096 / 232);
     assert_eq!(monitor.events_lost().unwrap(), 100 - read);
     monitor.test_run(&udp4().build()).unwrap();
     assert!(events.try_next().is_some(), "once read, there is room again");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use common::{
     times,
@@ -10,7 +10,7 @@ use common::{
 };
 use xdpkit::{
     Action, AttachOptions, Error, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Position, Protocol,
-    Reason, Rule, Stage as _,
+    Reason, Rule, Stage,
 };
 use xdpkit_lab::{
     frame::Frame,
@@ -66,6 +66,28 @@ fn a_packet_meets_the_stages_in_order_until_one_ends_its_way() {
     d.set_action(Protocol::Udp, Some(Action::Tx)).unwrap();
     assert_eq!(chain.test_run(&frame()).unwrap().action, Action::Tx);
     assert_eq!((seen(&a), seen(&b), seen(&c), seen(&d)), (3, 4, 4, 1));
+}
+
+#[test]
+fn a_chain_is_put_in_the_place_of_another() {
+    let (a, b, c) = (monitor("a"), monitor("b"), monitor("c"));
+    let mut chain = Pipeline::new(&[&a, &b]).unwrap();
+    chain.set_last(Some(c.program_fd())).unwrap();
+    chain.set_stages(&[&b]).unwrap();
+    assert_eq!(chain.stages(), ["b"]);
+    chain.test_run(&frame()).unwrap();
+    assert_eq!((seen(&a), seen(&b), seen(&c)), (0, 1, 1), "the last program stays");
+    let head = chain.program_fd().as_raw_fd();
+    chain.set_stages(&[&b]).unwrap();
+    assert_eq!(chain.program_fd().as_raw_fd(), head, "nothing to do");
+    let twin = monitor("b");
+    chain.set_stages(&[&twin]).unwrap();
+    chain.test_run(&frame()).unwrap();
+    assert_eq!((seen(&b), seen(&twin)), (1, 1), "another value of the same name");
+    let error = chain.set_stages(&[&a, &a]).unwrap_err().to_string();
+    assert!(error.contains("two stages are named `a`"), "{error}");
+    assert!(matches!(chain.set_stages(&[]), Err(Error::Pipeline { .. })));
+    assert_eq!(chain.stages(), ["b"]);
 }
 
 #[test]
@@ -163,7 +185,12 @@ fn chains_are_edited_under_traffic_without_loss_or_bypass() {
         let inside = |extra: &&PacketMonitor| chain.stages().contains(&extra.name());
         let (inside, outside): (Vec<_>, Vec<_>) = extras.iter().partition(inside);
         let names: Vec<String> = chain.stages().into_iter().map(str::to_owned).collect();
-        match next(4) {
+        match next(5) {
+            4 => {
+                let mut stages: Vec<&dyn Stage> = vec![&front, &firewall, &back];
+                stages.extend(extras[..next(5)].iter().map(|extra| extra as &dyn Stage));
+                chain.set_stages(&stages).unwrap();
+            }
             0 if !outside.is_empty() => {
                 let name = &names[next(names.len())];
                 let positions = [Position::First, Position::Last, Position::Before(name), Position::After(name)];

@@ -14,6 +14,9 @@ struct events_state {
 	__u64 lost; /* events that found the ring full */
 };
 
+/* Bytes of the frame that an event carries: all headers that the parser reads, but for unusual ones. */
+#define EVENT_FRAME_BYTES 128
+
 struct packet_event {
 	__u64 timestamp; /* ns, CLOCK_MONOTONIC */
 	__u32 interface; /* ifindex */
@@ -40,9 +43,10 @@ struct packet_event {
 	__u8 source[16]; /* IPv4: the first four bytes */
 	__u8 destination[16];
 	__u32 detail; /* of the stage: what decided; 0: nothing particular */
-	__u32 reserved_too;
+	__u32 captured; /* bytes of `frame` that are valid */
+	__u8 frame[EVENT_FRAME_BYTES]; /* its beginning, as the program found it */
 };
-_Static_assert(sizeof(struct packet_event) == 96 && __builtin_offsetof(struct packet_event, source) == 56,
+_Static_assert(sizeof(struct packet_event) == 224 && __builtin_offsetof(struct packet_event, source) == 56,
 	       "src/abi/event.rs asserts the same");
 
 #pragma clang diagnostic pop

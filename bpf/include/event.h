@@ -63,6 +63,19 @@ static __always_inline void fill_event(struct packet_event *e, const struct pack
 	}
 }
 
+/* By a helper, because the frame may lie in several buffers. */
+static __always_inline void capture(struct xdp_md *ctx, struct packet_event *e, __u64 bytes)
+{
+	__u32 length = bytes < EVENT_FRAME_BYTES ? bytes : EVENT_FRAME_BYTES;
+
+	/* For the verifier: the helper takes no empty buffer. */
+	barrier_var(length);
+	if (length - 1 >= EVENT_FRAME_BYTES)
+		return;
+	if (!bpf_xdp_load_bytes(ctx, 0, e->frame, length))
+		e->captured = length;
+}
+
 /* Belongs into a global function: it would keep all that was parsed alive on the path of every packet. */
 static __always_inline bool report(struct xdp_md *ctx, const struct packet *p, __u64 bytes, __u32 reason,
 				   __u32 action, __u32 detail)
@@ -81,6 +94,7 @@ static __always_inline bool report(struct xdp_md *ctx, const struct packet *p, _
 	e->detail = detail;
 	if (p->eth)
 		fill_event(e, p);
+	capture(ctx, e, bytes);
 	bpf_ringbuf_submit(e, 0);
 	return true;
 }

@@ -29,6 +29,11 @@ impl Usage {
     pub(crate) fn new(flag: &str, value: impl fmt::Display, expected: impl fmt::Display) -> Self {
         Self(format!("{flag}: `{value}`: expected {expected}"))
     }
+
+    /// A line that says all of that in other words.
+    pub(crate) fn text(line: String) -> Self {
+        Self(line)
+    }
 }
 
 impl fmt::Display for Usage {
@@ -64,9 +69,39 @@ const FLAGS: &str = "\
 /// does not know.
 pub(crate) fn parse(
     about: &str,
-    mut own: impl FnMut(&str, &str) -> Result<bool, Usage>,
+    own: impl FnMut(&str, &str) -> Result<bool, Usage>,
     own_flags: &str,
 ) -> Result<Flags, Failure> {
+    let flags = parse_flags(about, own, own_flags, FLAGS)?;
+    match (flags.interfaces.is_empty(), flags.lab) {
+        (true, false) => Err(Usage("--interface: expected the name of an interface, or --lab".into()).into()),
+        (false, true) => Err(Usage::new("--interface", &flags.interfaces[0], "not to stand beside --lab").into()),
+        _ => Ok(flags),
+    }
+}
+
+/// Parses the command line of an example whose interfaces stand in a file.
+pub(crate) fn parse_without_interface(
+    about: &str,
+    own: impl FnMut(&str, &str) -> Result<bool, Usage>,
+    own_flags: &str,
+) -> Result<Flags, Failure> {
+    let of_interfaces = ["--interface", "--mode", "--lab"];
+    let flags: String = FLAGS
+        .split_inclusive('\n')
+        .filter(|line| line.split_whitespace().next().is_none_or(|flag| !of_interfaces.contains(&flag)))
+        .collect();
+    parse_flags(about, own, own_flags, &flags)
+}
+
+fn parse_flags(
+    about: &str,
+    mut own: impl FnMut(&str, &str) -> Result<bool, Usage>,
+    own_flags: &str,
+    common_flags: &str,
+) -> Result<Flags, Failure> {
+    let listed = format!("{own_flags}{common_flags}");
+    let known: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
     let mut flags = Flags::default();
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next().map_err(|error| Usage(error.to_string()))? {
@@ -77,20 +112,17 @@ pub(crate) fn parse(
                 return Err(Usage(format!("`{}`: expected a flag; --help lists them", value.display())).into());
             }
         };
+        if flag == "-h" || flag == "--help" {
+            print!("{about}\n\n{listed}");
+            std::process::exit(0);
+        }
+        if !known.contains(&flag.as_str()) {
+            return Err(Usage(format!("`{flag}`: expected one of {}", known.join(", "))).into());
+        }
         match flag.as_str() {
             "--json" => flags.json = true,
             "--lab" => flags.lab = true,
-            "--help" | "-h" => {
-                print!("{about}\n\n{own_flags}{FLAGS}");
-                std::process::exit(0);
-            }
             _ => {
-                let known = format!("{own_flags}{FLAGS}");
-                if !known.lines().any(|line| line.split_whitespace().next() == Some(&flag)) {
-                    let known: Vec<_> = known.lines().filter_map(|line| line.split_whitespace().next()).collect();
-                    let known = known.into_iter().filter(|word| word.starts_with("--")).collect::<Vec<_>>().join(", ");
-                    return Err(Usage(format!("`{flag}`: expected one of {known}")).into());
-                }
                 let value = parser.value().map_err(|_| Usage(format!("{flag}: expected a value")))?;
                 let value = value.string().map_err(|error| Usage(format!("{flag}: {error}")))?;
                 match flag.as_str() {
@@ -106,11 +138,7 @@ pub(crate) fn parse(
             }
         }
     }
-    match (flags.interfaces.is_empty(), flags.lab) {
-        (true, false) => Err(Usage("--interface: expected the name of an interface, or --lab".into()).into()),
-        (false, true) => Err(Usage::new("--interface", &flags.interfaces[0], "not to stand beside --lab").into()),
-        _ => Ok(flags),
-    }
+    Ok(flags)
 }
 
 fn mode(value: &str) -> Result<XdpMode, Usage> {
@@ -228,21 +256,28 @@ impl<'a> Session<'a> {
     }
 }
 
-fn print_stats(output: Output, stats: &Stats, extra: &Value) {
+/// The counters of a stage as JSON, without the event's name.
+pub(crate) fn stats_json(stats: &Stats) -> Value {
     let mut reasons = serde_json::Map::new();
     for line in &stats.reasons {
         let before = reasons.get(line.reason.name()).and_then(Value::as_u64).unwrap_or(0);
         reasons.insert(line.reason.name().into(), (before + line.count.packets).into());
     }
-    let mut object = json!({
-        "event": "stats",
+    json!({
         "packets": stats.total().packets,
         "bytes": stats.total().bytes,
         "passed": stats.passed().packets,
         "dropped": stats.dropped().packets,
         "reasons": reasons,
-    });
-    if let (Some(object), Some(extra)) = (object.as_object_mut(), extra.as_object()) {
+    })
+}
+
+fn print_stats(output: Output, stats: &Stats, extra: &Value) {
+    let mut object = json!({"event": "stats"});
+    if let (Some(object), Some(stats), Some(extra)) =
+        (object.as_object_mut(), stats_json(stats).as_object(), extra.as_object())
+    {
+        object.extend(stats.clone());
         object.extend(extra.clone());
     }
     output.line(&object, || {

@@ -12,6 +12,9 @@ pub(crate) struct EventsState {
 }
 assert_same_layout!(EventsState, crate::sys::skel::monitor::types::events_state, seen, lost);
 
+/// Bytes of a frame that an event carries.
+pub(crate) const FRAME_BYTES: usize = 128;
+
 /// Big-endian fields are byte arrays, so that nobody takes them for numbers.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -42,7 +45,9 @@ pub(crate) struct Event {
     pub(crate) destination: [u8; 16],
     /// Of the stage: what decided. 0: nothing particular.
     pub(crate) detail: u32,
-    pub(crate) reserved_too: u32,
+    /// Bytes of `frame` that are valid.
+    pub(crate) captured: u32,
+    pub(crate) frame: [u8; FRAME_BYTES],
 }
 // No map has this type, so the skeleton does not know it: `event.h` asserts the same numbers.
-const _: () = assert!(size_of::<Event>() == 96 && std::mem::offset_of!(Event, source) == 56);
+const _: () = assert!(size_of::<Event>() == 224 && std::mem::offset_of!(Event, source) == 56);

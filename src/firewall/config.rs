@@ -13,6 +13,7 @@ use super::Firewall;
 /// What finds the rules of an address. Both give the same answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Engine {
     /// [`Engine::Trie`] for a capacity of up to 1,024 rules, else [`Engine::Compiled`].
     #[default]
@@ -40,6 +41,7 @@ const SPARE_NUMBERS: u32 = 1024;
 /// How a [`Firewall`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct FirewallConfig {
     /// The value's name; `firewall` by default.
     pub name: String,
@@ -73,7 +75,7 @@ pub struct FirewallConfig {
     pub count_only: bool,
     /// Every n-th dropped packet of each CPU becomes an event, 1 for all; 0, the default, for none. Can be changed later.
     pub sample: u32,
-    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 104.
+    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 232.
     pub ring_bytes: u32,
 }
 

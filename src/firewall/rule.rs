@@ -13,6 +13,7 @@ use crate::{
 
 /// What a firewall does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Decision {
     /// The packet goes on.
     Allow,

@@ -142,6 +142,8 @@ impl From<IpAddr> for Selector {
     }
 }
 
+crate::text::serde_as_text!(Selector, "`CIDR [to CIDR] [PROTOCOL[/PORT[-PORT]]]`");
+
 fn has_ports(protocol: u8) -> bool {
     protocol == TCP || protocol == UDP
 }

@@ -24,12 +24,13 @@ static KIND: StageKind = StageKind {
 /// How a [`PacketMonitor`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct MonitorConfig {
     /// The value's name; `monitor` by default.
     pub name: String,
     /// Every n-th packet of each CPU becomes an event, 1 for all; 0, the default, for none. Can be changed later.
     pub sample: u32,
-    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 104.
+    /// Bytes of the ring buffer for events, a power of two of at least 4096; 1 MiB by default. An event takes 232.
     pub ring_bytes: u32,
 }
 
@@ -66,6 +67,7 @@ impl MonitorConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Protocol {
     /// ARP (RFC 826).
     Arp = 1,

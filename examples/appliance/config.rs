@@ -1,0 +1,164 @@
+//! The appliance's file: read and checked as a whole before anything changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use xdpkit::{MonitorConfig, XdpMode};
+
+use crate::firewall::{FirewallPlan, FirewallTable};
+
+/// What is wrong with a file: one line with the file, the place in it, and the value.
+#[derive(Debug)]
+pub(crate) struct ConfigError(String);
+
+impl ConfigError {
+    /// `key` is written as in TOML: `firewall.edge.deny`.
+    pub(crate) fn new(file: &Path, key: &str, problem: impl fmt::Display) -> Self {
+        Self(format!("{}: {key}: {problem}", file.display()))
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    interface: BTreeMap<String, InterfaceTable>,
+    #[serde(default)]
+    monitor: BTreeMap<String, MonitorTable>,
+    #[serde(default)]
+    firewall: BTreeMap<String, FirewallTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InterfaceTable {
+    #[serde(default)]
+    mode: XdpMode,
+    chain: Vec<String>,
+    last: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MonitorTable {
+    settings: MonitorConfig,
+}
+
+/// What is to be: the same for a start and a reload.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) interfaces: BTreeMap<String, InterfacePlan>,
+    pub(crate) functions: BTreeMap<String, FunctionPlan>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct InterfacePlan {
+    pub(crate) mode: XdpMode,
+    /// Names of functions, in the order in which packets meet them.
+    pub(crate) chain: Vec<String>,
+    /// Where the user's own program is pinned.
+    pub(crate) last: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum FunctionPlan {
+    Monitor(MonitorConfig),
+    Firewall(FirewallPlan),
+}
+
+impl FunctionPlan {
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Monitor(_) => "monitor",
+            Self::Firewall(_) => "firewall",
+        }
+    }
+}
+
+/// Reads the file, and the lists that it names.
+pub(crate) fn read(path: &Path) -> Result<Plan, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|error| ConfigError(format!("{}: {error}", path.display())))?;
+    let file = parse(path, &text)?;
+    let mut functions = BTreeMap::new();
+    let mut add = |key: &str, name: &str, plan: FunctionPlan| {
+        let kind = plan.kind();
+        match functions.insert(name.to_owned(), plan) {
+            None => Ok(()),
+            Some(other) => {
+                let problem =
+                    format!("`{name}`: expected a name that no other function has, but a {} has it", other.kind());
+                Err(ConfigError::new(path, &format!("{kind}.{key}"), problem))
+            }
+        }
+    };
+    for (name, table) in file.monitor {
+        let settings = table.settings;
+        check_name(path, "monitor", &name, &settings.name, &MonitorConfig::default().name)?;
+        add(&name, &name, FunctionPlan::Monitor(settings.name(&name)))?;
+    }
+    for (name, table) in file.firewall {
+        add(&name, &name, FunctionPlan::Firewall(table.plan(path, &name)?))?;
+    }
+    let mut interfaces = BTreeMap::new();
+    if file.interface.is_empty() {
+        return Err(ConfigError::new(path, "interface", "expected at least one `[interface.NAME]`"));
+    }
+    let mut used = BTreeSet::new();
+    for (name, table) in file.interface {
+        let key = format!("interface.{name}.chain");
+        if table.chain.is_empty() {
+            return Err(ConfigError::new(path, &key, "`[]`: expected at least one function"));
+        }
+        let mut seen = BTreeSet::new();
+        for function in &table.chain {
+            if !functions.contains_key(function) {
+                let known: Vec<_> = functions.keys().map(String::as_str).collect();
+                let problem = format!("`{function}`: expected a function of this file: {}", known.join(", "));
+                return Err(ConfigError::new(path, &key, problem));
+            }
+            if !seen.insert(function) {
+                return Err(ConfigError::new(path, &key, format!("`{function}`: expected once in a chain")));
+            }
+            used.insert(function.clone());
+        }
+        interfaces.insert(name, InterfacePlan { mode: table.mode, chain: table.chain, last: table.last });
+    }
+    if let Some((name, plan)) = functions.iter().find(|(name, _)| !used.contains(*name)) {
+        let problem = "stands in no chain: packets would not meet it";
+        return Err(ConfigError::new(path, &format!("{}.{name}", plan.kind()), problem));
+    }
+    Ok(Plan { interfaces, functions })
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    let wrong = |key: &str, error: &toml::de::Error| {
+        let span = error.span().unwrap_or_default();
+        let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+        let value = text.get(span).unwrap_or_default().lines().next().unwrap_or_default();
+        let key = if key == "." { String::new() } else { format!(" {key}:") };
+        ConfigError(format!("{}: line {line}:{key} `{value}`: {}", path.display(), error.message().replace('\n', " ")))
+    };
+    let document = toml::Deserializer::parse(text).map_err(|error| wrong(".", &error))?;
+    serde_path_to_error::deserialize(document).map_err(|error| wrong(&error.path().to_string(), error.inner()))
+}
+
+/// A function is named by its table, so that chains can name it.
+pub(crate) fn check_name(file: &Path, kind: &str, table: &str, name: &str, default: &str) -> Result<(), ConfigError> {
+    if name == default || name == table {
+        return Ok(());
+    }
+    let problem = format!("`{name}`: expected none, or `{table}`: the table's name is the function's");
+    Err(ConfigError::new(file, &format!("{kind}.{table}.settings.name"), problem))
+}

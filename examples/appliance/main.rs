@@ -1,0 +1,173 @@
+//! All functions on one host, operated like production software: a file says which interface has which chain of
+//! functions; SIGHUP brings the running appliance to what the file says now; counters are served to Prometheus; with
+//! pins, a restart takes over what is at work, and no packet passes unjudged meanwhile.
+//!
+//! ```sh
+//! cargo run --example appliance --features serde -- --config appliance.toml --metrics 127.0.0.1:9108 --pin /sys/fs/bpf/edge
+//! ```
+//!
+//! `examples/appliance/appliance.toml` is a file with everything in it.
+
+mod config;
+mod firewall;
+mod metrics;
+mod state;
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::{
+    error::Error,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{Flags, Output, Usage};
+use config::ConfigError;
+use serde_json::{Value, json};
+use state::Appliance;
+
+const ABOUT: &str = "Runs the functions that a file names on the interfaces that it names.";
+const OWN_FLAGS: &str = "  --config FILE          what to run (TOML); read again at SIGHUP
+  --metrics ADDR:PORT    serve http://ADDR:PORT/metrics
+  --pin DIR              survive restarts below this directory of a BPF file system
+";
+
+fn main() -> ExitCode {
+    match run() {
+        // What is wrong with the file at the start is a wrong argument.
+        Err(error) if error.is::<ConfigError>() => common::exit(Err(Usage::text(error.to_string()).into())),
+        other => common::exit(other),
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let (mut file, mut listen, mut pin) = (None, None, None);
+    let own = |flag: &str, value: &str| {
+        match flag {
+            "--config" => file = Some(PathBuf::from(value)),
+            "--metrics" => {
+                let address = value.parse::<SocketAddr>();
+                listen = Some(address.map_err(|_| Usage::new(flag, value, "ADDR:PORT, such as 127.0.0.1:9108"))?);
+            }
+            "--pin" => pin = Some(PathBuf::from(value)),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    };
+    let flags: Flags = common::parse_without_interface(ABOUT, own, OWN_FLAGS)?;
+    let file = file.ok_or_else(|| Usage::text("--config: expected the path of a file".into()))?;
+
+    let (stop, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))?;
+
+    let output = Output { json: flags.json };
+    let appliance = Arc::new(Mutex::new(Appliance::start(config::read(&file)?, pin)?));
+    if let Some(address) = listen {
+        let bound = metrics::serve(address, Arc::clone(&appliance))
+            .map_err(|error| format!("--metrics: `{address}`: cannot listen there: {error}"))?;
+        output.line(&json!({"event": "metrics", "address": bound.to_string()}), || {
+            format!("metrics at http://{bound}/metrics")
+        });
+    }
+    ready(output, &lock(&appliance));
+
+    let start = Instant::now();
+    let mut next_stats = flags.stats_every.map(|every| start + every);
+    while !stop.load(Ordering::Relaxed) && flags.duration.is_none_or(|length| start.elapsed() < length) {
+        thread::sleep(Duration::from_millis(20));
+        if reload.swap(false, Ordering::Relaxed) {
+            let read = config::read(&file).map_err(Box::from);
+            match read.and_then(|plan| lock(&appliance).reload(plan)) {
+                Ok(()) => {
+                    output.line(&json!({"event": "reloaded"}), || "reloaded".into());
+                    ready(output, &lock(&appliance));
+                }
+                Err(error) => output.line(&json!({"event": "reload_refused", "error": error.to_string()}), || {
+                    format!("not reloaded, all is as before: {error}")
+                }),
+            }
+        }
+        if let (Some(at), Some(every)) = (next_stats, flags.stats_every)
+            && Instant::now() >= at
+        {
+            print_stats(output, &lock(&appliance))?;
+            next_stats = Some(at + every);
+        }
+    }
+    print_stats(output, &lock(&appliance))?;
+    lock(&appliance).stop()?;
+    output.line(&json!({"event": "stopped"}), || "stopped".into());
+    Ok(())
+}
+
+fn lock(appliance: &Mutex<Appliance>) -> MutexGuard<'_, Appliance> {
+    appliance.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ready(output: Output, appliance: &Appliance) {
+    for (interface, chain) in &appliance.chains {
+        let mode = chain.mode().map_or_else(String::new, |mode| mode.to_string());
+        let (stages, adopted) = (chain.stages(), chain.adopted());
+        let line = json!({"event": "ready", "interface": interface, "mode": mode, "chain": stages, "adopted": adopted});
+        output.line(&line, || {
+            let how = if adopted { "took over" } else { "attached to" };
+            format!("{how} {interface} in {mode} mode: {}", stages.join(" -> "))
+        });
+    }
+}
+
+/// The sum over all functions of what ended there, and of what the last ones passed; then each function.
+fn print_stats(output: Output, appliance: &Appliance) -> Result<(), Box<dyn Error>> {
+    let mut functions = serde_json::Map::new();
+    let (mut packets, mut bytes, mut passed, mut dropped) = (0, 0, 0, 0);
+    let mut reasons = serde_json::Map::new();
+    let mut text = Vec::new();
+    for (name, function) in &appliance.functions {
+        let stats = function.stage().stats()?;
+        let ends = appliance.chains.values().any(|chain| chain.stages().last() == Some(&name.as_str()));
+        for line in &stats.reasons {
+            let goes_on = line.action == xdpkit::Action::Pass;
+            if goes_on && !ends {
+                continue;
+            }
+            packets += line.count.packets;
+            bytes += line.count.bytes;
+            match line.action {
+                xdpkit::Action::Pass => passed += line.count.packets,
+                xdpkit::Action::Drop | xdpkit::Action::Aborted => dropped += line.count.packets,
+                _ => {}
+            }
+            let before = reasons.get(line.reason.name()).and_then(Value::as_u64).unwrap_or(0);
+            reasons.insert(line.reason.name().into(), (before + line.count.packets).into());
+        }
+        text.push(format!(
+            "    {name}: {} packets, {} passed, {} dropped",
+            stats.total().packets,
+            stats.passed().packets,
+            stats.dropped().packets
+        ));
+        functions.insert(name.clone(), common::stats_json(&stats));
+    }
+    let line = json!({
+        "event": "stats",
+        "packets": packets,
+        "bytes": bytes,
+        "passed": passed,
+        "dropped": dropped,
+        "reasons": reasons,
+        "functions": functions,
+    });
+    output.line(&line, || format!("{packets} packets: {passed} passed, {dropped} dropped\n{}", text.join("\n")));
+    Ok(())
+}

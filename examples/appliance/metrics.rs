@@ -1,0 +1,157 @@
+//! Every counter of every function, in the text format of Prometheus (OpenMetrics), over HTTP.
+
+use std::{
+    fmt::{self, Debug},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use crate::state::{Appliance, Function};
+
+/// A counter or a gauge, with its labels.
+struct Sample {
+    labels: Vec<(&'static str, String)>,
+    value: u64,
+}
+
+/// Samples of one name.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    samples: Vec<Sample>,
+}
+
+impl Family {
+    fn counter(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, kind: MetricType::Counter, samples: Vec::new() }
+    }
+
+    fn gauge(name: &'static str, help: &'static str) -> Self {
+        Self { name, help, kind: MetricType::Gauge, samples: Vec::new() }
+    }
+
+    fn add(&mut self, labels: Vec<(&'static str, String)>, value: u64) {
+        self.samples.push(Sample { labels, value });
+    }
+}
+
+/// Everything that is counted, at this moment.
+fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
+    let mut packets = Family::counter("xdpkit_packets", "Packets by function, reason and action");
+    let mut bytes = Family::counter("xdpkit_bytes", "Bytes of whole frames by function, reason and action");
+    let mut lost = Family::counter("xdpkit_events_lost", "Events that found their ring buffer full");
+    let mut rules = Family::gauge("xdpkit_firewall_rules", "Rules of a firewall, expired ones included");
+    let mut attached = Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface");
+    for (name, function) in &appliance.functions {
+        for line in &function.stage().stats()?.reasons {
+            let labels = || {
+                vec![
+                    ("function", name.clone()),
+                    ("kind", function.kind().to_owned()),
+                    ("reason", line.reason.to_string()),
+                    ("action", line.action.to_string()),
+                ]
+            };
+            packets.add(labels(), line.count.packets);
+            bytes.add(labels(), line.count.bytes);
+        }
+        let label = || vec![("function", name.clone())];
+        match function {
+            Function::Monitor(monitor) => lost.add(label(), monitor.events_lost()?),
+            Function::Firewall(firewall) => {
+                lost.add(label(), firewall.events_lost()?);
+                rules.add(label(), firewall.len()? as u64);
+            }
+        }
+    }
+    for (interface, chain) in &appliance.chains {
+        let labels = vec![
+            ("interface", interface.clone()),
+            ("mode", chain.mode().map_or_else(String::new, |mode| mode.to_string())),
+        ];
+        attached.add(labels, chain.is_attached()?.into());
+    }
+    Ok(vec![packets, bytes, lost, rules, attached])
+}
+
+/// Reads the counters anew for each scrape.
+struct Scrape {
+    families: Vec<Family>,
+}
+
+impl Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scrape").field("families", &self.families.len()).finish()
+    }
+}
+
+struct Labels<'a>(&'a [(&'static str, String)]);
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.iter().map(|(name, value)| (*name, value.as_str())).collect::<Vec<_>>().encode(encoder)
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for family in &self.families {
+            let mut metric = encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
+            for sample in &family.samples {
+                let labels = Labels(&sample.labels);
+                let encoder = metric.encode_family(&labels)?;
+                match family.kind {
+                    MetricType::Counter => ConstCounter::new(sample.value).encode(encoder)?,
+                    _ => ConstGauge::new(sample.value as i64).encode(encoder)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text of one scrape.
+pub(crate) fn render(appliance: &Appliance) -> Result<String, Box<dyn std::error::Error>> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape { families: families(appliance)? }));
+    let mut out = String::new();
+    text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+/// Serves `GET /metrics` in a thread of its own, until the process ends. Answers the address that it listens on.
+pub(crate) fn serve(address: SocketAddr, appliance: Arc<Mutex<Appliance>>) -> io::Result<SocketAddr> {
+    const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let server = tiny_http::Server::http(address).map_err(io::Error::other)?;
+    let bound = server.server_addr().to_ip().unwrap_or(address);
+    thread::Builder::new().name("metrics".into()).spawn(move || {
+        for request in server.incoming_requests() {
+            let text = match request.url() {
+                "/metrics" => render(&appliance.lock().unwrap_or_else(PoisonError::into_inner))
+                    .map_err(|error| (500, error.to_string())),
+                other => Err((404, format!("`{other}`: expected /metrics"))),
+            };
+            let (status, body, kind) = match text {
+                Ok(text) => (200, text, TYPE),
+                Err((status, message)) => (status, message + "\n", "text/plain; charset=utf-8"),
+            };
+            let mut response = tiny_http::Response::from_string(body).with_status_code(status);
+            if let Ok(header) = tiny_http::Header::from_bytes("Content-Type", kind) {
+                response = response.with_header(header);
+            }
+            // A scraper that went away is not our trouble.
+            let _ = request.respond(response);
+        }
+    })?;
+    Ok(bound)
+}

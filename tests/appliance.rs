@@ -1,0 +1,379 @@
+//! The appliance as a program: its file, reloads, restarts and metrics, with traffic.
+#![cfg(feature = "serde")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+use common::{times, traffic::Lockstep};
+use serde_json::{Value, json};
+use xdpkit_lab::{Namespace, bpffs::BpfFs, topology::Pair, traffic::ping};
+
+/// A directory for the appliance's file.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("xdpkit-appliance-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("appliance.toml")
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(self.file(), text).unwrap();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn example() -> PathBuf {
+    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/appliance");
+    assert!(path.exists(), "{}: build the examples first (cargo test --features serde does)", path.display());
+    path
+}
+
+/// A running appliance, and what it says.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    fn start(place: &Namespace, file: &Path, more: &[&str]) -> Self {
+        let mut command = place.command(example());
+        command.arg("--config").arg(file).arg("--json").args(more).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next event, which must be of this kind.
+    fn expect(&mut self, event: &str) -> Value {
+        let line = self.lines.next().expect("it goes on").unwrap();
+        let object: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["event"], event, "{object}");
+        object
+    }
+
+    fn signal(&self, name: &str) {
+        // A bare system has no kill program, but every shell knows how.
+        let line = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    }
+
+    /// The answer to a SIGHUP.
+    fn reload(&mut self) -> Result<(), String> {
+        self.signal("HUP");
+        let line: Value = serde_json::from_str(&self.lines.next().expect("it goes on").unwrap()).unwrap();
+        match line["event"].as_str() {
+            Some("reloaded") => {
+                self.expect("ready");
+                Ok(())
+            }
+            Some("reload_refused") => Err(line["error"].as_str().unwrap().to_owned()),
+            _ => panic!("{line}"),
+        }
+    }
+
+    /// Ends it politely; answers the last statistics.
+    fn stop(mut self) -> Value {
+        self.signal("TERM");
+        let stats = self.expect("stats");
+        self.expect("stopped");
+        assert!(self.lines.next().is_none());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        stats
+    }
+
+    /// As `kill -9` does, wherever it is.
+    fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Also when a test fails half-way: nothing stays behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn answers(lab: &Pair, to: IpAddr) -> bool {
+    ping(&lab.client, to, 1, Duration::ZERO, Duration::from_millis(500)).unwrap().received == 1
+}
+
+const FILE: &str = "
+[interface.eth0]
+chain = ['watch', 'edge']
+[monitor.watch]
+[firewall.edge]
+settings.sample = 1
+deny = ['10.0.0.66', 'fd00::66']
+";
+
+fn refusal(place: &Place, text: &str) -> String {
+    place.write(text);
+    let output = Command::new(example()).arg("--config").arg(place.file()).output().unwrap();
+    let lines = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<_> = lines.lines().filter(|line| !line.starts_with("libbpf:")).collect();
+    assert_eq!((lines.len(), output.status.code()), (1, Some(2)), "{text}: {lines:?}");
+    let start = format!("{}: ", place.file().display());
+    lines[0].strip_prefix(&start).unwrap_or_else(|| panic!("{}", lines[0])).to_owned()
+}
+
+#[test]
+fn a_bad_file_is_refused_with_the_place_and_the_value() {
+    let place = Place::new("bad");
+    fs::write(place.0.join("list"), "10.0.0.0/8\n10.0.0.0/99\n").unwrap();
+    let list = place.0.join("list");
+    let list = list.display();
+    let rows: &[(&str, &str)] = &[
+        ("", "line 1: ``: missing field `interface`"),
+        ("[interface]", "interface: expected at least one `[interface.NAME]`"),
+        ("[interface.eth0]\nchain = []", "interface.eth0.chain: `[]`: expected at least one function"),
+        ("[interface.eth0", "line 1: ``: unclosed table, expected `]`"),
+        (
+            "[interface.eth0]\nchain = ['edge']\n[firewall.egde]",
+            "interface.eth0.chain: `edge`: expected a function of this file: egde",
+        ),
+        ("[interface.eth0]\nchain = ['a', 'a']\n[firewall.a]", "interface.eth0.chain: `a`: expected once in a chain"),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\n[monitor.b]",
+            "monitor.b: stands in no chain: packets would not meet it",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\n[monitor.a]",
+            "firewall.a: `a`: expected a name that no other function has, but a monitor has it",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\nmode = 'fast'\n[firewall.a]",
+            "line 3: interface.eth0.mode: `'fast'`: unknown variant `fast`, expected one of `native`, `generic`, \
+             `offload`, `auto`",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\n\ndeny = ['10.0.0.0/8', '10.0.0.0/33']",
+            "line 5: firewall.a.deny[1]: `'10.0.0.0/33'`: selector `10.0.0.0/33`: expected CIDR [to CIDR] \
+             [PROTOCOL[/PORT[-PORT]]]",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\nsettings.defualt = 'deny'",
+            "line 4: firewall.a.settings.defualt: `defualt`: unknown field `defualt`, expected one of `name`, `default`, `not_ip`, \
+             `unsupported`, `pass_neighbours`, `capacity`, `engine`, `table_lines`, `rule_counters`, `count_only`, \
+             `sample`, `ring_bytes`",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\ndeny = ['10.0.0.0/8']\nallow = ['10.1.1.1/8']",
+            "firewall.a.deny: `10.0.0.0/8`: expected one rule about the same packets, but it stands there twice",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\nsettings.capacity = 1\ndeny = ['10.0.0.0/8', '::/0']",
+            "firewall.a.settings.capacity: `1`: expected at least 2, the number of rules",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\nsettings.name = 'b'",
+            "firewall.a.settings.name: `b`: expected none, or `a`: the table's name is the function's",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[firewall.a]\ndeny_files = ['list']",
+            &format!("firewall.a.deny_files: {list}: line 2: `10.0.0.0/99`: expected an address or CIDR"),
+        ),
+    ];
+    for (text, expected) in rows {
+        assert_eq!(refusal(&place, text), *expected, "{text}");
+    }
+}
+
+#[test]
+fn the_documented_file_is_a_right_one() {
+    let lab = Pair::new().unwrap();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/appliance/appliance.toml");
+    let mut appliance = Running::start(&lab.server, &file, &[]);
+    appliance.expect("ready");
+    appliance.stop();
+}
+
+#[test]
+fn a_reload_brings_the_new_file_into_force_and_a_wrong_one_changes_nothing() {
+    let lab = Pair::new().unwrap();
+    let place = Place::new("reload");
+    place.write(FILE);
+    let mut appliance = Running::start(&lab.server, &place.file(), &[]);
+    assert_eq!(
+        appliance.expect("ready"),
+        json!({"event": "ready", "interface": "eth0", "mode": "native", "chain": ["watch", "edge"], "adopted": false})
+    );
+    let both = lab.server_addr.both();
+    assert_eq!(both.map(|to| answers(&lab, to)), [true; 2]);
+
+    place.write(&FILE.replace("10.0.0.66", "10.0.0.2").replace("fd00::66", "fd00::2"));
+    appliance.reload().unwrap();
+    assert_eq!(both.map(|to| answers(&lab, to)), [false; 2]);
+
+    for (text, problem) in [
+        ("[firewall.edge]", "line 1: ``: missing field `interface`"),
+        (
+            &FILE.replace("sample = 1", "capacity = 7"),
+            "firewall.edge.settings.capacity: `changed`: expected its value as before: it can only change with a restart",
+        ),
+        (
+            &FILE.replace("[monitor.watch]", "[firewall.watch]"),
+            "firewall.watch: `firewall`: expected a monitor as before: it can only change with a restart",
+        ),
+        (&FILE.replace("[monitor", "last = '/nope'\n[monitor"), "nothing is pinned at /nope"),
+        (
+            &FILE.replace("[monitor", "mode = 'generic'\n[monitor"),
+            "interface.eth0.mode: `generic`: expected the mode as before",
+        ),
+    ] {
+        place.write(text);
+        let error = appliance.reload().unwrap_err();
+        assert!(error.contains(problem), "{error}");
+        assert_eq!(both.map(|to| answers(&lab, to)), [false; 2], "{problem}: as before");
+    }
+
+    // Another chain: a second firewall, without the monitor.
+    place.write("[interface.eth0]\nchain = ['edge', 'more']\n[firewall.edge]\n[firewall.more]\ndeny = ['10.0.0.2']");
+    appliance.reload().unwrap();
+    assert_eq!(both.map(|to| answers(&lab, to)), [false, true]);
+    let stats = appliance.stop();
+    assert!(stats["functions"]["more"]["reasons"]["denied"].as_u64().unwrap() > 0, "{stats}");
+    assert!(stats["functions"].get("watch").is_none(), "{stats}");
+    assert_eq!(both.map(|to| answers(&lab, to)), [true; 2], "detached");
+}
+
+fn scrape(place: &Namespace, address: &str) -> String {
+    let address: SocketAddr = address.parse().unwrap();
+    place.run(|| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    })
+}
+
+#[test]
+fn metrics_tell_every_counter_and_a_parser_reads_them() {
+    let lab = Pair::new().unwrap();
+    lab.server.set_up("lo").unwrap();
+    let place = Place::new("metrics");
+    place.write(&FILE.replace("10.0.0.66", "10.0.0.2"));
+    let mut appliance = Running::start(&lab.server, &place.file(), &["--metrics", "127.0.0.1:0"]);
+    let address = appliance.expect("metrics")["address"].as_str().unwrap().to_owned();
+    appliance.expect("ready");
+    let sent = 7;
+    let report =
+        ping(&lab.client, lab.server_addr.v4.into(), sent, Duration::ZERO, Duration::from_millis(300)).unwrap();
+    assert_eq!(report.received, 0);
+    let text = scrape(&lab.server, &address);
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let parsed = prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+    let value = |name: &str, labels: &[(&str, &str)]| {
+        let samples = parsed.samples.iter().filter(|sample| {
+            sample.metric == name && labels.iter().all(|(label, value)| sample.labels.get(label) == Some(value))
+        });
+        let values: Vec<f64> = samples
+            .map(|sample| match sample.value {
+                // OpenMetrics names counters without `_total` where it tells their type.
+                prometheus_parse::Value::Gauge(value) | prometheus_parse::Value::Untyped(value) => value,
+                ref other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(values.len(), 1, "{name} {labels:?}: {text}");
+        values[0]
+    };
+    let denied = [("function", "edge"), ("kind", "firewall"), ("reason", "denied"), ("action", "drop")];
+    assert_eq!(value("xdpkit_packets_total", &denied), f64::from(sent), "counters equal the packets sent");
+    assert_eq!(value("xdpkit_bytes_total", &denied) % f64::from(sent), 0.0);
+    assert_eq!(value("xdpkit_attached", &[("interface", "eth0"), ("mode", "native")]), 1.0);
+    assert_eq!(value("xdpkit_firewall_rules", &[("function", "edge")]), 2.0);
+    assert_eq!(value("xdpkit_events_lost_total", &[("function", "watch")]), 0.0);
+    appliance.stop();
+}
+
+#[test]
+fn reloads_under_traffic_lose_nothing_and_let_nothing_by() {
+    let lab = Pair::new().unwrap();
+    let place = Place::new("reloads");
+    place.write(FILE);
+    let mut appliance = Running::start(&lab.server, &place.file(), &[]);
+    appliance.expect("ready");
+    let traffic = Lockstep::start(&lab);
+    let files = [
+        FILE.to_owned(),
+        FILE.replace("'watch', 'edge'", "'edge', 'watch'"),
+        "not toml".into(),
+        FILE.replace("deny = [", "allow = ['10.0.0.0/24']\ndeny = ["),
+        FILE.replace("'watch', 'edge'", "'edge'").replace("[monitor.watch]", ""),
+        FILE.replace("10.0.0.66", "10.0.0.66/33"),
+        FILE.replace("'watch', 'edge'", "'watch', 'more', 'edge'")
+            + "[firewall.more]\ndeny = ['10.0.0.0/8 to 9.9.9.9']",
+        FILE.replace("sample = 1", "capacity = 3"),
+    ];
+    let reloads = times(40, 1000, 8);
+    for reload in 0..reloads {
+        let text = &files[reload * 5 % files.len()];
+        place.write(text);
+        let invalid = ["not toml", "/33", "capacity"].iter().any(|mark| text.contains(mark));
+        assert_eq!(appliance.reload().is_err(), invalid, "{text}");
+        assert!(traffic.is_running(), "reload {reload}: {text}");
+    }
+    let sent = traffic.stop();
+    assert!(sent.denied > reloads as u64, "{sent:?}");
+    let stats = appliance.stop();
+    let denied = stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap();
+    assert_eq!(denied, sent.denied, "each denied packet met that firewall once");
+}
+
+#[test]
+fn kills_and_upgrades_under_traffic_lose_nothing_and_let_nothing_by() {
+    let lab = Pair::new().unwrap();
+    let place = Place::new("kills");
+    place.write(FILE);
+    let pins = BpfFs::new().unwrap();
+    let pin = pins.path().join("appliance");
+    let pin = ["--pin", pin.to_str().unwrap()];
+    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
+    assert_eq!(appliance.expect("ready")["adopted"], false);
+    let traffic = Lockstep::start(&lab);
+    let rounds = times(6, 100, 2);
+    for round in 0..rounds {
+        // Killed: the data path stays. Upgraded: the new process takes over while the old one lives.
+        let upgraded = round % 2 == 1;
+        let old = if upgraded {
+            Some(appliance)
+        } else {
+            appliance.kill();
+            None
+        };
+        appliance = Running::start(&lab.server, &place.file(), &pin);
+        assert_eq!(appliance.expect("ready")["adopted"], true);
+        if let Some(old) = old {
+            old.kill();
+        }
+        assert!(traffic.is_running(), "round {round}");
+    }
+    let sent = traffic.stop();
+    assert!(sent.denied > rounds as u64, "{sent:?}");
+    let stats = appliance.stop();
+    let denied = stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap();
+    assert_eq!(denied, sent.denied, "counters go on over all of it");
+}
