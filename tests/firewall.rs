@@ -1,4 +1,4 @@
-//! The firewall's rules: the traps F1 to F7 and F10, the table's verbs, exact counters, and real traffic.
+//! The firewall's rules: the traps F1, F2, F4 to F7 and F10, the table's verbs, exact counters, and real traffic.
 
 mod common;
 
@@ -11,7 +11,7 @@ use xdpkit::{
 };
 use xdpkit_lab::{
     PacketSocket,
-    frame::Frame,
+    frame::{Frame, extension},
     topology::Pair,
     traffic::{HttpServer, TcpEcho, http_get, ping, tcp_echo},
 };
@@ -194,8 +194,26 @@ fn f7_rules_hold_for_every_ip_packet() {
             for protocol in [6, 17, 1, GRE, ESP, SCTP, 4, 41, 59, 255] {
                 let frame = packet(source, protocol);
                 assert_eq!(judge(&firewall, &frame.build()), (Action::Drop, Reason::Denied), "{source} {protocol}");
-                let tagged = frame.clone().vlan(7).build();
-                assert_eq!(judge(&firewall, &tagged), (Action::Drop, Reason::Denied), "{source} {protocol}, tagged");
+                let mut forms = vec![
+                    ("tagged", frame.clone().vlan(7)),
+                    ("tagged twice", frame.clone().tag(0x88a8, 8).vlan(7)),
+                    ("a first fragment", frame.clone().fragment(0, true)),
+                ];
+                if source.contains(':') {
+                    let extended = |kind| frame.clone().extension(kind, &[0; 6]);
+                    forms.extend([
+                        ("behind hop-by-hop options", extended(extension::HOP_BY_HOP)),
+                        ("behind destination options", extended(extension::DESTINATION)),
+                        (
+                            "behind both, tagged",
+                            extended(extension::HOP_BY_HOP).extension(extension::DESTINATION, &[0; 6]).vlan(7),
+                        ),
+                    ]);
+                }
+                for (what, frame) in forms {
+                    let verdict = judge(&firewall, &frame.build());
+                    assert_eq!(verdict, (Action::Drop, Reason::Denied), "{source} {protocol}, {what}");
+                }
                 let later = frame.fragment(800, false).build();
                 assert_eq!(judge(&firewall, &later), (Action::Drop, Reason::Denied), "{source} {protocol}, fragment");
             }
@@ -278,43 +296,52 @@ fn rules_are_listed_in_order_and_many_at_once() {
 
 #[test]
 fn counters_equal_the_packets_sent_from_two_cpus() {
-    let pair = Pair::with_clients(2).unwrap();
-    let [_, firewall] = firewalls(&[("10.9.0.0/16", Rule::deny())]);
-    let _attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
-    let before = firewall.stats().unwrap();
-    let each = common::times(20_000, 200_000, 1_000);
-    let server = pair.server.mac("eth0").unwrap();
-    let senders: Vec<_> = pair
-        .clients
-        .iter()
-        .map(|client| {
-            let socket = PacketSocket::open(client, "eth0").unwrap();
-            let mac = client.mac("eth0").unwrap();
-            let denied = packet("10.9.9.9", 17).macs(mac, server).payload(b"0123456789").build();
-            thread::spawn(move || {
-                for _ in 0..each {
-                    socket.send(&denied).unwrap();
-                }
-                denied.len() as u64
+    let sources = [("10.9.9.9", "10.9.0.0/16"), ("2001:db8:bad::9", "2001:db8:bad::/48")];
+    for firewall in firewalls(&sources.map(|(_, prefix)| (prefix, Rule::deny()))) {
+        let pair = Pair::with_clients(2).unwrap();
+        let _attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
+        let each = common::times(10_000, 200_000, 1_000);
+        let server = pair.server.mac("eth0").unwrap();
+        let senders: Vec<_> = pair
+            .clients
+            .iter()
+            .map(|client| {
+                let socket = PacketSocket::open(client, "eth0").unwrap();
+                let mac = client.mac("eth0").unwrap();
+                let frames = sources.map(|(from, _)| packet(from, 17).macs(mac, server).payload(b"0123456789").build());
+                thread::spawn(move || {
+                    for _ in 0..each {
+                        frames.iter().for_each(|frame| socket.send(frame).unwrap());
+                    }
+                    frames.map(|frame| frame.len() as u64)
+                })
             })
-        })
-        .collect();
-    let bytes = senders.into_iter().map(|sender| sender.join().unwrap()).max().unwrap();
-    let wanted = 2 * each as u64;
-    let denied = || firewall.stats().unwrap().since(&before).reason(Reason::Denied);
-    common::wait_for(|| denied().packets == wanted);
-    // What veth itself lost on the way never met the program.
-    let lost = pair.server.run(common::received_drops);
-    assert_eq!(denied().packets + lost, wanted);
-    assert_eq!(denied().bytes, denied().packets * bytes);
-    let rule = firewall.get(on("10.9.0.0/16")).unwrap().unwrap().count;
-    assert_eq!(rule, denied(), "and so does the rule's own counter");
+            .collect();
+        let lengths = senders.into_iter().map(|sender| sender.join().unwrap()).last().unwrap();
+        let wanted = 4 * each as u64;
+        // What veth itself lost on the way never met the program.
+        let denied = || firewall.stats().unwrap().reason(Reason::Denied);
+        let seen = || denied().packets + pair.server.run(common::received_drops);
+        common::wait_for(|| seen() == wanted);
+        assert_eq!(seen(), wanted);
+        // And so do the rules' own counters.
+        let rules = sources.map(|(_, prefix)| firewall.get(on(prefix)).unwrap().unwrap().count);
+        for (rule, length) in rules.into_iter().zip(lengths) {
+            assert_eq!(rule.bytes, rule.packets * length);
+        }
+        assert_eq!(rules[0] + rules[1], denied());
+    }
 }
 
 #[test]
 fn a_denied_client_is_cut_off_and_an_allowed_one_inside_the_denied_range_goes_on() {
+    for firewall in firewalls(&[("10.0.0.0/24", Rule::deny()), ("fd00::/64", Rule::deny())]) {
+        cut_off_one_of_two(&firewall);
+    }
+}
+
+fn cut_off_one_of_two(firewall: &Firewall) {
     let pair = Pair::with_clients(2).unwrap();
-    let [_, firewall] = firewalls(&[("10.0.0.0/24", Rule::deny()), ("fd00::/64", Rule::deny())]);
     for address in pair.client_addrs[0].both() {
         firewall.insert(address.into(), Rule::allow()).unwrap();
     }

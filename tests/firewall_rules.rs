@@ -1,4 +1,4 @@
-//! Rules with qualifiers, ends and counters: trap F9, the precedence, and an independent model.
+//! Rules with qualifiers, ends and counters: traps F3 and F9, the precedence, and an independent model.
 
 mod common;
 
@@ -164,7 +164,7 @@ fn a_rule_ends_within_10_ms_by_itself() {
 }
 
 #[test]
-fn counters_go_on_through_edits_and_replacements() {
+fn f3_counters_go_on_through_edits_and_replacements() {
     for engine in ENGINES {
         let firewall = load(engine);
         let frame = packet("10.1.1.9", "192.0.2.1", "tcp/80");

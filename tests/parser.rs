@@ -1,12 +1,12 @@
-//! The parsing traps P1 to P8, each by a frame and what must become of it, through the firewall, which may let
-//! nothing slip by, and the monitor, which sees what was parsed.
+//! The parsing traps P1 to P8, each by a frame and what must become of it, through the firewall with either engine, which
+//! may let nothing slip by, and the monitor, which sees what was parsed.
 
 mod common;
 
 use common::judge;
 use xdpkit::{
-    Action, Firewall, FirewallConfig, Fragment, MonitorConfig, Network, PacketEvent, PacketMonitor, Reason, Rule,
-    Stage as _, TestRun, Transport,
+    Action, Engine, Firewall, FirewallConfig, Fragment, MonitorConfig, Network, PacketEvent, PacketMonitor, Reason,
+    Rule, Stage as _, TestRun, Transport,
 };
 use xdpkit_lab::frame::{Frame, extension};
 
@@ -15,12 +15,19 @@ const BAD6: &str = "[2001:db8:bad::9]:4000";
 const SERVER4: &str = "10.0.0.1:80";
 const SERVER6: &str = "[2001:db8::1]:80";
 
-/// Denies the sources that are called bad here, and nothing else.
-fn firewall() -> Firewall {
-    let firewall = Firewall::load(&FirewallConfig::default()).unwrap();
-    firewall.insert("10.9.0.0/16".parse().unwrap(), Rule::deny()).unwrap();
-    firewall.insert("2001:db8:bad::/48".parse().unwrap(), Rule::deny()).unwrap();
-    firewall
+/// With either engine.
+fn load(config: &FirewallConfig) -> [Firewall; 2] {
+    [Engine::Trie, Engine::Compiled].map(|engine| Firewall::load(&config.clone().engine(engine)).unwrap())
+}
+
+/// Deny the sources that are called bad here, and nothing else.
+fn firewalls() -> [Firewall; 2] {
+    let firewalls = load(&FirewallConfig::default());
+    for firewall in &firewalls {
+        firewall.insert("10.9.0.0/16".parse().unwrap(), Rule::deny()).unwrap();
+        firewall.insert("2001:db8:bad::/48".parse().unwrap(), Rule::deny()).unwrap();
+    }
+    firewalls
 }
 
 fn udp4() -> Frame {
@@ -63,9 +70,10 @@ fn seen(frame: &[u8]) -> PacketEvent {
 
 /// Every row: what is sent, what becomes of it at the firewall, and why.
 fn check(rows: &[(&str, Vec<u8>, Action, Reason)]) {
-    let firewall = firewall();
-    for (what, frame, action, reason) in rows {
-        assert_eq!(judge(&firewall, frame), (*action, *reason), "{what}");
+    for firewall in firewalls() {
+        for (what, frame, action, reason) in rows {
+            assert_eq!(judge(&firewall, frame), (*action, *reason), "{:?}: {what}", firewall.engine());
+        }
     }
 }
 
@@ -87,10 +95,10 @@ fn p1_vlan_tags_do_not_bypass() {
 
 #[test]
 fn p1_deeper_tags_take_the_bypass_policy() {
-    let config = FirewallConfig::default().unsupported(xdpkit::Decision::Allow);
-    let firewall = Firewall::load(&config).unwrap();
-    let frame = udp4().vlan(1).vlan(2).vlan(3).build();
-    assert_eq!(judge(&firewall, &frame), (Action::Pass, Reason::VlanTooDeep));
+    for firewall in load(&FirewallConfig::default().unsupported(xdpkit::Decision::Allow)) {
+        let frame = udp4().vlan(1).vlan(2).vlan(3).build();
+        assert_eq!(judge(&firewall, &frame), (Action::Pass, Reason::VlanTooDeep));
+    }
 }
 
 #[test]
@@ -121,14 +129,13 @@ fn p2_ipv4_options_and_lengths() {
 
 #[test]
 fn p3_padding_is_not_part_of_the_packet() {
-    // A TCP header that would only fit with the padding's help is cut short.
-    let padded = tcp4().ip_length(39).trailer(&[0; 20]).build();
-    let firewall = firewall();
-    assert_eq!(judge(&firewall, &padded), (Action::Drop, Reason::TcpTruncated));
-    let padded6 = udp6().ip_length(7).trailer(&[0; 20]).build();
-    assert_eq!(judge(&firewall, &padded6), (Action::Drop, Reason::UdpTruncated));
-    // Ordinary padding changes nothing, and counts as bytes of the frame (`judge` checks that).
-    assert_eq!(judge(&firewall, &udp4().trailer(&[0; 13]).build()), (Action::Drop, Reason::Denied));
+    check(&[
+        // Headers that would only fit with the padding's help are cut short.
+        ("TCP cut", tcp4().ip_length(39).trailer(&[0; 20]).build(), Action::Drop, Reason::TcpTruncated),
+        ("UDP cut", udp6().ip_length(7).trailer(&[0; 20]).build(), Action::Drop, Reason::UdpTruncated),
+        // Ordinary padding changes nothing, and counts as bytes of the frame (`judge` checks that).
+        ("padded", udp4().trailer(&[0; 13]).build(), Action::Drop, Reason::Denied),
+    ]);
 }
 
 #[test]
@@ -207,21 +214,35 @@ fn p7_arp_and_neighbour_discovery_survive_default_deny() {
     let arp = Frame::arp_request(mac, us4, "10.0.0.1".parse().unwrap()).build();
     let solicitation = Frame::neighbour_solicitation(mac, us6, "2001:db8::1".parse().unwrap());
     let deny = FirewallConfig::default().default_decision(xdpkit::Decision::Deny);
-    let firewall = Firewall::load(&deny).unwrap();
-    assert_eq!(judge(&firewall, &arp), (Action::Pass, Reason::Arp));
-    assert_eq!(judge(&firewall, &solicitation.build()), (Action::Pass, Reason::NeighbourDiscovery));
-    // A router has touched it: it does not come from the link (RFC 4861, section 6.1).
-    assert_eq!(judge(&firewall, &solicitation.clone().ttl(254).build()), (Action::Drop, Reason::DefaultAction));
-    assert_eq!(judge(&firewall, &icmp6().build()), (Action::Drop, Reason::DefaultAction), "an echo is no discovery");
-
-    let strict = Firewall::load(&deny.clone().pass_neighbours(false)).unwrap();
-    assert_eq!(judge(&strict, &arp), (Action::Drop, Reason::Arp));
-    assert_eq!(judge(&strict, &solicitation.build()), (Action::Drop, Reason::DefaultAction));
+    for firewall in load(&deny) {
+        // Even when a rule denies who asks.
+        for prefix in ["10.0.0.0/8", "2001:db8::/32"] {
+            assert_eq!(judge(&firewall, &arp), (Action::Pass, Reason::Arp));
+            assert_eq!(judge(&firewall, &solicitation.build()), (Action::Pass, Reason::NeighbourDiscovery));
+            firewall.insert(prefix.parse().unwrap(), Rule::deny()).unwrap();
+        }
+        assert_eq!(judge(&firewall, &solicitation.build()), (Action::Pass, Reason::NeighbourDiscovery));
+        firewall.replace_all([]).unwrap();
+        // A router has touched it: it does not come from the link (RFC 4861, section 6.1).
+        assert_eq!(judge(&firewall, &solicitation.clone().ttl(254).build()), (Action::Drop, Reason::DefaultAction));
+        assert_eq!(
+            judge(&firewall, &icmp6().build()),
+            (Action::Drop, Reason::DefaultAction),
+            "an echo is no discovery"
+        );
+    }
+    for strict in load(&deny.clone().pass_neighbours(false)) {
+        assert_eq!(judge(&strict, &arp), (Action::Drop, Reason::Arp));
+        assert_eq!(judge(&strict, &solicitation.build()), (Action::Drop, Reason::DefaultAction));
+    }
 }
 
 #[test]
 fn p8_frames_of_several_buffers_are_parsed_and_counted_whole() {
-    let firewall = firewall();
+    firewalls().iter().for_each(count_whole);
+}
+
+fn count_whole(firewall: &Firewall) {
     for source in [udp4(), udp6()] {
         let frame = source.payload(&[7; 8000]).build();
         let before = firewall.stats().unwrap();

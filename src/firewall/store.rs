@@ -127,6 +127,11 @@ impl Records {
         store(self.0.as_ref(), Self::start(id) + offset_of!(Record, flags) / 4, flags);
     }
 
+    /// Says that a list does not hold a record any more. What the record does there stays: a packet may be reading it.
+    pub(super) fn forget(&self, id: u32, list: usize) {
+        self.set_flags(id, self.flags(id) & !(LIST << list));
+    }
+
     pub(super) fn source_length(&self, id: u32) -> u8 {
         let word = self.0.as_ref()[Self::start(id) + offset_of!(Record, source_length) / 4].load(Ordering::Relaxed);
         word.to_le_bytes()[offset_of!(Record, source_length) % 4]

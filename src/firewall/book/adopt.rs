@@ -12,7 +12,7 @@ use crate::{
         Decision, Selector,
         ids::{COUNTER, RECORD},
         index::Refusal,
-        rule::{list_flags, rule_of, selector_of},
+        rule::{rule_of, selector_of},
     },
     stage::StageCore,
 };
@@ -54,10 +54,7 @@ impl Book {
         let mut kept: Vec<(Selector, u32, Record)> = Vec::with_capacity(found.len());
         for rule in found {
             match kept.last() {
-                Some(last) if last.0 == rule.0 => {
-                    let flags = self.records.flags(rule.1) & !list_flags(list);
-                    self.records.set_flags(rule.1, flags);
-                }
+                Some(last) if last.0 == rule.0 => self.records.forget(rule.1, list),
                 _ => kept.push(rule),
             }
         }

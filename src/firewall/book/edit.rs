@@ -153,11 +153,6 @@ impl Book {
         Ok(Some(rule_of(&old.record, list)))
     }
 
-    fn give_record_back(&mut self, list: usize, id: u32) {
-        self.records.set_flags(id, self.records.flags(id) & !list_flags(list));
-        self.ids.remove(id, list, RECORD);
-    }
-
     /// Where a packet goes on from the rule before position `at`.
     fn leaf_behind(&self, list: usize, selector: &Selector, places: &[Place], at: usize) -> u32 {
         places.get(at).map_or_else(|| self.lists[list].covering_leaf(selector.source()), |place| place.leaf)

@@ -232,10 +232,13 @@ impl Book {
 
     /// Lets go of what a list holds of a rule.
     fn give_back(&mut self, list: usize, place: &Place) {
-        let id = place.id();
-        self.records.set_flags(id, self.records.flags(id) & !super::rule::list_flags(list));
-        self.ids.remove(id, list, RECORD);
+        self.give_record_back(list, place.id());
         self.ids.remove(place.counter(), list, COUNTER);
+    }
+
+    fn give_record_back(&mut self, list: usize, id: u32) {
+        self.records.forget(id, list);
+        self.ids.remove(id, list, RECORD);
     }
 }
 

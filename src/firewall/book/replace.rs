@@ -11,7 +11,7 @@ use crate::{
         Progress, Rule, Selector,
         ids::{COUNTER, RECORD},
         list::PROGRESS_STEP,
-        rule::{encode, flags_in, leaf, rule_of},
+        rule::{encode, flags_in, leaf, list_flags, rule_of},
     },
     stage::StageCore,
     sys,
@@ -174,7 +174,7 @@ impl Book {
             // Programs do not read a plain rule's record: it may be one that the other list uses.
             Some(counter) if plain && same.is_some_and(|place| place.id() == counter) => {
                 self.ids.add(counter, list, RECORD | COUNTER);
-                let flags = self.records.flags(counter);
+                let flags = self.records.flags(counter) & !list_flags(list);
                 self.records.set_flags(counter, flags | flags_in(list, selector, rule));
                 return Ok(leaf(counter, selector, rule));
             }
