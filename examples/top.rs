@@ -101,13 +101,15 @@ fn parse() -> Result<Option<Flags>, Usage> {
     Ok(Some(Flags { pin, metrics, once }))
 }
 
+/// By name and labels: the value, and whether it counts up.
+type Metrics = BTreeMap<(String, String), (f64, bool)>;
+
 /// All counters at one moment.
 struct Look {
     at: Instant,
     /// By function; with its kind.
     functions: BTreeMap<String, (String, Stats)>,
-    /// By name and labels; and whether it counts up.
-    metrics: BTreeMap<(String, String), (f64, bool)>,
+    metrics: Metrics,
 }
 
 impl Look {
@@ -125,7 +127,7 @@ impl Look {
     }
 }
 
-fn scrape(address: SocketAddr) -> Result<BTreeMap<(String, String), (f64, bool)>, Box<dyn Error>> {
+fn scrape(address: SocketAddr) -> Result<Metrics, Box<dyn Error>> {
     let failed = |error: std::io::Error| format!("metrics at {address}: {error}");
     let mut stream = TcpStream::connect_timeout(&address, PERIOD).map_err(failed)?;
     stream.set_read_timeout(Some(5 * PERIOD)).map_err(failed)?;

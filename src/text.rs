@@ -1,5 +1,23 @@
 //! Values that files hold as the text that they display and parse: feature `serde`.
 
+/// A time as seconds, a number with or without a fraction.
+#[cfg(feature = "serde")]
+pub(crate) mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(crate) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(time.as_secs_f64())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let seconds = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(seconds)
+            .map_err(|_| D::Error::custom(format!("`{seconds}`: expected seconds, at least 0")))
+    }
+}
+
 /// Serialises a type as what it displays, and reads it back by `FromStr`.
 #[cfg(feature = "serde")]
 macro_rules! serde_as_text {

@@ -1,10 +1,12 @@
 //! Configurations in files: what is left out has its default, what is wrong is named.
 #![cfg(feature = "serde")]
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use serde::de::DeserializeOwned;
-use xdpkit::{Decision, Engine, FirewallConfig, MonitorConfig, Selector, XdpMode};
+use xdpkit::{
+    BanPolicy, Decision, Engine, FirewallConfig, MonitorConfig, Rate, RateLimiterConfig, Selector, TableFull, XdpMode,
+};
 
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Holds<T> {
@@ -38,6 +40,23 @@ fn what_is_written_is_read_again() {
     assert_eq!(text, "value = \"203.0.113.0/24 to 198.51.100.7/32 tcp/80-443\"\n");
     assert_eq!(toml::from_str::<Holds<Selector>>(&text).unwrap().value, selector);
     assert_eq!(toml::from_str::<Holds<XdpMode>>("value = 'auto'").unwrap().value, XdpMode::Auto);
+}
+
+#[test]
+fn limits_are_written_as_text() {
+    let text = "protect = 2.5\nfull = 'share 50/s'\nban = { duration = 60 }\n[limits]\ntcp-syn = '20/s:50'\nall = '1000/s and 1000000/s bytes'";
+    let config: RateLimiterConfig = toml::from_str(text).unwrap();
+    let limits: Vec<_> = config.limits.iter().map(|(scope, limit)| format!("{scope} {limit}")).collect();
+    assert_eq!(limits, ["all 1000/s packets and 1000000/s bytes", "tcp-syn 20/s:50 packets"]);
+    assert_eq!(config.full, TableFull::Share(Rate::per_second(50)));
+    assert_eq!(config.ban, Some(BanPolicy::of(Duration::from_secs(60))));
+    assert_eq!(config.protect, Duration::from_millis(2500));
+    let read: RateLimiterConfig = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
+    assert_eq!(format!("{read:?}"), format!("{config:?}"));
+    refused::<RateLimiterConfig>("protect = -1", "`-1`: expected seconds, at least 0");
+    refused::<RateLimiterConfig>("limits = { icmp = '1/s' }", "scope `icmp`: expected all, tcp");
+    refused::<RateLimiterConfig>("limits = { all = '1/d' }", "rate `1/d`: expected N/UNIT[:BURST]");
+    refused::<RateLimiterConfig>("full = 'open'", "policy of a full table `open`: expected drop, pass or share");
 }
 
 #[test]

@@ -9,7 +9,10 @@ use std::{
 use serde::Deserialize;
 use xdpkit::{MonitorConfig, XdpMode};
 
-use crate::firewall::{FirewallPlan, FirewallTable};
+use crate::{
+    firewall::{FirewallPlan, FirewallTable},
+    rate_limiter::{RateLimiterPlan, RateLimiterTable},
+};
 
 /// What is wrong with a file: one line with the file, the place in it, and the value.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ struct File {
     monitor: BTreeMap<String, MonitorTable>,
     #[serde(default)]
     firewall: BTreeMap<String, FirewallTable>,
+    #[serde(default)]
+    rate_limiter: BTreeMap<String, RateLimiterTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -75,7 +80,8 @@ pub(crate) struct InterfacePlan {
 #[derive(Clone, Debug)]
 pub(crate) enum FunctionPlan {
     Monitor(MonitorConfig),
-    Firewall(FirewallPlan),
+    Firewall(Box<FirewallPlan>),
+    RateLimiter(Box<RateLimiterPlan>),
 }
 
 impl FunctionPlan {
@@ -83,6 +89,7 @@ impl FunctionPlan {
         match self {
             Self::Monitor(_) => "monitor",
             Self::Firewall(_) => "firewall",
+            Self::RateLimiter(_) => "rate_limiter",
         }
     }
 }
@@ -109,7 +116,10 @@ pub(crate) fn read(path: &Path) -> Result<Plan, ConfigError> {
         add(&name, &name, FunctionPlan::Monitor(settings.name(&name)))?;
     }
     for (name, table) in file.firewall {
-        add(&name, &name, FunctionPlan::Firewall(table.plan(path, &name)?))?;
+        add(&name, &name, FunctionPlan::Firewall(table.plan(path, &name)?.into()))?;
+    }
+    for (name, table) in file.rate_limiter {
+        add(&name, &name, FunctionPlan::RateLimiter(table.plan(path, &name)?.into()))?;
     }
     let mut interfaces = BTreeMap::new();
     if file.interface.is_empty() {

@@ -11,6 +11,7 @@
 mod config;
 mod firewall;
 mod metrics;
+mod rate_limiter;
 mod state;
 
 #[path = "../common/mod.rs"]

@@ -51,6 +51,9 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     let mut bytes = Family::counter("xdpkit_bytes", "Bytes of whole frames by function, reason and action");
     let mut lost = Family::counter("xdpkit_events_lost", "Events that found their ring buffer full");
     let mut rules = Family::gauge("xdpkit_firewall_rules", "Rules of a firewall, expired ones included");
+    let mut limited = Family::counter("xdpkit_limited_packets", "Packets under a limit, by scope and outcome");
+    let mut bans = Family::counter("xdpkit_bans", "Bans that a rate limiter has set by itself");
+    let mut banned = Family::gauge("xdpkit_banned_sources", "Sources that are banned now");
     let mut attached = Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface");
     for (name, function) in &appliance.functions {
         for line in &function.stage().stats()?.reasons {
@@ -72,6 +75,22 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
                 lost.add(label(), firewall.events_lost()?);
                 rules.add(label(), firewall.len()? as u64);
             }
+            Function::RateLimiter(limiter) => {
+                let counts = limiter.counts()?;
+                lost.add(label(), counts.events_lost);
+                bans.add(label(), counts.bans);
+                banned.add(label(), limiter.bans().iter()?.count() as u64);
+                for line in limiter.scope_stats()? {
+                    for (outcome, count) in [("admitted", line.admitted), ("refused", line.refused)] {
+                        let mut labels = label();
+                        labels.push(("scope", line.scope.to_string()));
+                        labels.push(("limit", line.limit.to_string()));
+                        labels.push(("tier", line.tier.to_string()));
+                        labels.push(("outcome", outcome.to_owned()));
+                        limited.add(labels, count.packets);
+                    }
+                }
+            }
         }
     }
     for (interface, chain) in &appliance.chains {
@@ -81,7 +100,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         ];
         attached.add(labels, chain.is_attached()?.into());
     }
-    Ok(vec![packets, bytes, lost, rules, attached])
+    Ok(vec![packets, bytes, lost, rules, limited, bans, banned, attached])
 }
 
 /// Reads the counters anew for each scrape.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use xdpkit::{AttachOptions, Firewall, PacketMonitor, Pipeline, Stage, open_program};
+use xdpkit::{AttachOptions, Firewall, PacketMonitor, Pipeline, RateLimiter, Stage, open_program};
 
 use crate::config::{FunctionPlan, InterfacePlan, Plan};
 
@@ -17,6 +17,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 pub(crate) enum Function {
     Monitor(PacketMonitor),
     Firewall(Box<Firewall>),
+    RateLimiter(Box<RateLimiter>),
 }
 
 impl Function {
@@ -29,6 +30,10 @@ impl Function {
             (FunctionPlan::Firewall(plan), Some(pin)) => {
                 Self::Firewall(Firewall::load_or_adopt(pin, &plan.settings)?.into())
             }
+            (FunctionPlan::RateLimiter(plan), None) => Self::RateLimiter(RateLimiter::load(&plan.settings)?.into()),
+            (FunctionPlan::RateLimiter(plan), Some(pin)) => {
+                Self::RateLimiter(RateLimiter::load_or_adopt(pin, &plan.settings)?.into())
+            }
         };
         Ok(function)
     }
@@ -37,6 +42,7 @@ impl Function {
         match self {
             Self::Monitor(_) => "monitor",
             Self::Firewall(_) => "firewall",
+            Self::RateLimiter(_) => "rate_limiter",
         }
     }
 
@@ -44,6 +50,7 @@ impl Function {
         match self {
             Self::Monitor(monitor) => monitor,
             Self::Firewall(firewall) => &**firewall,
+            Self::RateLimiter(limiter) => &**limiter,
         }
     }
 
@@ -52,6 +59,7 @@ impl Function {
         match (self, plan) {
             (Self::Monitor(monitor), FunctionPlan::Monitor(config)) => monitor.set_sample(config.sample),
             (Self::Firewall(firewall), FunctionPlan::Firewall(plan)) => plan.apply(firewall),
+            (Self::RateLimiter(limiter), FunctionPlan::RateLimiter(plan)) => plan.apply(limiter),
             _ => unreachable!("`changes` refuses another kind"),
         }
     }
@@ -68,6 +76,7 @@ fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan) -> Outcome {
     let fixed = match (old, new) {
         (FunctionPlan::Monitor(a), FunctionPlan::Monitor(b)) => (a.ring_bytes != b.ring_bytes).then_some("ring_bytes"),
         (FunctionPlan::Firewall(a), FunctionPlan::Firewall(b)) => a.fixed_difference(b),
+        (FunctionPlan::RateLimiter(a), FunctionPlan::RateLimiter(b)) => a.fixed_difference(b),
         _ => None,
     };
     match fixed {

@@ -33,11 +33,19 @@ pub enum TableFull {
 
 /// When a source is cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct BanPolicy {
     /// A source is banned when it sends more than so many times its limit for a second; at least 2.
+    #[cfg_attr(feature = "serde", serde(default = "twice"))]
     pub factor: u32,
-    /// For so long.
+    /// For so long; in files, in seconds.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub duration: Duration,
+}
+
+#[cfg(feature = "serde")]
+fn twice() -> u32 {
+    2
 }
 
 impl BanPolicy {
@@ -51,10 +59,12 @@ impl BanPolicy {
 /// How a [`RateLimiter`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RateLimiterConfig {
     /// The value's name; `rate_limiter` by default.
     pub name: String,
     /// The limits of sources that no tier is about, at most eight; none by default. Can be changed later.
+    #[cfg_attr(feature = "serde", serde(with = "super::text::limits"))]
     pub limits: Vec<(Scope, Limit)>,
     /// Bits of an IPv4 address that make a source, 1 to 32; 32 by default.
     pub prefix_v4: u8,
@@ -68,6 +78,7 @@ pub struct RateLimiterConfig {
     pub full: TableFull,
     /// For so long after its last packet, a source that was seen twice keeps its place against new ones; 60 s by default,
     /// at most 1000 s. One that has not used up what it may send at once always keeps it.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub protect: Duration,
     /// When a source is cut off for exceeding a limit; never by default.
     pub ban: Option<BanPolicy>,

@@ -10,6 +10,7 @@ mod source;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::{
     mem::offset_of,
