@@ -84,6 +84,30 @@ fn another_process_goes_on_with_all_of_it() {
     }
 }
 
+#[test]
+fn a_list_that_was_dropped_long_ago_is_no_obstacle() {
+    // Edits take the room that the first list had; nothing may lead there any more.
+    let bpffs = BpfFs::new().unwrap();
+    for engine in ENGINES {
+        let pair = Pair::new().unwrap();
+        let directory = bpffs.path().join(format!("{engine:?}"));
+        let hosts = |net: u8| (0..250).map(move |n| (on(&format!("{net}.{n}.1.1")), Rule::deny()));
+        {
+            let firewall = load(engine);
+            drop(pair.server.run(|| firewall.attach(&AttachOptions::new("eth0").pin(&directory))).unwrap());
+            firewall.replace_all(hosts(20)).unwrap();
+            firewall.replace_all(hosts(21)).unwrap();
+            firewall.insert_many(hosts(22)).unwrap();
+        }
+        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
+        assert_eq!(firewall.len().unwrap(), 500);
+        for source in ["21.7.1.1", "22.249.1.1"] {
+            assert_eq!(judge(&firewall, &packet(source, "192.0.2.1", "47")), DENIED, "{engine:?}: {source}");
+        }
+        xdpkit::remove_pins(&directory).unwrap();
+    }
+}
+
 /// Edits until it is killed.
 fn edit_for_ever(directory: &OsStr) -> ! {
     let firewall = Firewall::adopt(directory, "firewall").unwrap();

@@ -26,16 +26,23 @@ impl Book {
         let in_force = (now.list & 1) as usize;
         book.pending = is_pending(&now);
         book.current = if book.pending { in_force ^ 1 } else { in_force };
-        for list in 0..2 {
-            book.index.adopt(core, list, now.roots[list])?;
+        let other = in_force ^ 1;
+        book.index.adopt(core, in_force, now.roots[in_force])?;
+        if book.pending {
+            book.index.adopt(core, other, now.roots[other])?;
+        } else {
+            // What it had may have been given to the list in force since, or be about to be: nothing there counts, as
+            // soon as the last packet has left it.
+            book.wait(core)?;
+            book.settings.set_roots(other, [0; 2]);
         }
-        for list in 0..2 {
-            let found = book.read_list(list);
-            if list == in_force || book.pending {
-                book.adopt_list(core, list, found)?;
-            } else {
-                book.abandon_list(core, list, found)?;
-            }
+        // The list in force first: the other one may share its records and counters.
+        let found = book.read_list(in_force);
+        book.adopt_list(core, in_force, found)?;
+        let found = book.read_list(other);
+        match book.pending {
+            true => book.adopt_list(core, other, found)?,
+            false => book.abandon_list(core, other, found)?,
         }
         Ok(book)
     }
@@ -121,8 +128,6 @@ impl Book {
             self.give_back(list, &place);
         }
         let held = self.index.entries(core, list)?;
-        self.index.retire(list);
-        self.settings.set_roots(list, [0; 2]);
         self.wait(core)?;
         self.index.clear(core, list, held.into_iter().map(|(prefix, _)| prefix)).map_err(Refusal::into_error)
     }

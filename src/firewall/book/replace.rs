@@ -209,6 +209,8 @@ impl Book {
     fn clear_leftover(&mut self, core: &StageCore) -> Result<()> {
         let Some((list, prefixes)) = self.leftover.take() else { return Ok(()) };
         let cleared = self.wait(core).and_then(|()| {
+            // The room that it had goes to others now.
+            self.settings.set_roots(list, [0; 2]);
             let prefixes = prefixes.iter().map(|(prefix, _)| prefix);
             self.index.clear(core, list, prefixes).map_err(super::Refusal::into_error)
         });
