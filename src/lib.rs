@@ -3,12 +3,15 @@
 
 mod abi;
 mod attach;
+#[allow(dead_code, unused_imports, reason = "the balancers that use it are being built")]
+mod balancer;
 mod error;
 mod events;
 mod firewall;
 mod interface;
 #[allow(dead_code, reason = "the rate limiter will use the rest")]
 mod lpm;
+pub mod maglev;
 mod monitor;
 mod packet;
 mod pin;
@@ -21,6 +24,7 @@ mod sys;
 mod test_run;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
+pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use firewall::{

@@ -5,6 +5,7 @@ pub(crate) mod firewall;
 pub(crate) mod monitor;
 pub(crate) mod packet;
 pub(crate) mod reason;
+pub(crate) mod service;
 
 /// Asserts at compile time that two structs have the same size and alignment, and the fields the same offsets.
 #[cfg(not(xdpkit_docs))]

@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _},
     ptr::{self, NonNull},
-    sync::atomic::AtomicU32,
+    sync::atomic::{AtomicU32, AtomicU64},
 };
 
 use libbpf_rs::MapCore as _;
@@ -44,6 +44,15 @@ impl Mapping {
         }
         let start = NonNull::new(start.cast()).expect("mmap does not answer NULL");
         Ok(Self { start, words })
+    }
+}
+
+impl Mapping {
+    /// The same memory in words of 64 bits, for tables whose entries are such words.
+    pub(crate) fn words64(&self) -> &[AtomicU64] {
+        // SAFETY: as in `as_ref`; values are of whole 8-byte words, and pages are aligned to more than that. A table is
+        // looked at in words of one size only.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.words / 2) }
     }
 }
 

@@ -1,5 +1,10 @@
 //! The skeletons that libbpf-cargo made of `bpf/*.bpf.c`.
 
+/// `bpf/dsr_balancer.bpf.c`
+pub(crate) mod dsr_balancer {
+    include!(concat!(env!("OUT_DIR"), "/dsr_balancer.skel.rs"));
+}
+
 /// `bpf/firewall.bpf.c`
 pub(crate) mod firewall {
     include!(concat!(env!("OUT_DIR"), "/firewall.skel.rs"));
