@@ -25,6 +25,7 @@ mod stage;
 mod stats;
 mod sys;
 mod test_run;
+mod tunnel_decap;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
@@ -48,3 +49,4 @@ pub use reason::{Action, Reason};
 pub use stage::Stage;
 pub use stats::{Count, ReasonCount, Stats};
 pub use test_run::{TestRun, Verdict};
+pub use tunnel_decap::{TunnelDecap, TunnelDecapConfig};

@@ -165,6 +165,24 @@ reasons! {
     NoRoom = 78, "no_room";
     /// `DsrBalancer`: the backend is to be a neighbour, but the way there leads through a gateway.
     OffLink = 80, "off_link";
+    /// `TunnelDecap`: the outer header was taken off.
+    Decapsulated = 110, "decapsulated";
+    /// `TunnelDecap`: not a tunnel's packet; it went on untouched.
+    NotTunnel = 111, "not_tunnel";
+    /// `TunnelDecap`: a fragment of a tunnel's packet; it went on untouched.
+    TunnelFragment = 112, "tunnel_fragment";
+    /// `TunnelDecap`: what is inside is for none of the virtual addresses; it went on untouched.
+    TunnelNotVip = 113, "tunnel_not_vip";
+    /// `TunnelDecap`: the tunnel does not end here; it went on untouched.
+    TunnelDestination = 114, "tunnel_destination";
+    /// `TunnelDecap`: the tunnel begins where none may; dropped.
+    TunnelSource = 115, "tunnel_source";
+    /// `TunnelDecap`: what is inside contradicts itself or the outside; dropped.
+    InnerMalformed = 116, "inner_malformed";
+    /// `TunnelDecap`: what is inside comes from a virtual address; dropped.
+    InnerSource = 117, "inner_source";
+    /// `TunnelDecap`: congestion was met on the way, and what is inside cannot say so (RFC 6040); dropped.
+    InnerEcn = 118, "inner_ecn";
 }
 
 impl Reason {

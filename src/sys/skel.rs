@@ -14,3 +14,8 @@ pub(crate) mod firewall {
 pub(crate) mod monitor {
     include!(concat!(env!("OUT_DIR"), "/monitor.skel.rs"));
 }
+
+/// `bpf/tunnel_decap.bpf.c`
+pub(crate) mod tunnel_decap {
+    include!(concat!(env!("OUT_DIR"), "/tunnel_decap.skel.rs"));
+}
