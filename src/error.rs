@@ -132,6 +132,34 @@ pub enum Error {
         /// The most that are possible.
         limit: usize,
     },
+    /// A balancer has no such service.
+    #[error("there is no service `{service}`")]
+    UnknownService {
+        /// The service.
+        service: String,
+    },
+    /// A balancer has this service already.
+    #[error("service `{service}` exists already")]
+    ServiceExists {
+        /// The service.
+        service: String,
+    },
+    /// A service has no such backend, or it is leaving already.
+    #[error("service `{service}` has no backend `{backend}`")]
+    UnknownBackend {
+        /// The service.
+        service: String,
+        /// The backend.
+        backend: String,
+    },
+    /// The kernel's routes could not be read.
+    #[error("cannot look up the route to {address}: {cause}")]
+    Route {
+        /// The address.
+        address: std::net::IpAddr,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
     /// A list waits for its confirmation; until then, the rules cannot be changed.
     #[error("the rules of `{stage}` wait for a confirmation and cannot be changed before")]
     ListPending {

@@ -3,6 +3,9 @@
 
 mod abi;
 mod attach;
+#[allow(dead_code, unused_imports, reason = "the balancers that use it are being built")]
+mod balancer;
+mod dsr_balancer;
 mod error;
 mod events;
 mod firewall;
@@ -12,6 +15,7 @@ mod health;
 mod interface;
 #[allow(dead_code, reason = "its tests and benchmarks use the rest")]
 mod lpm;
+pub mod maglev;
 mod monitor;
 mod packet;
 #[cfg(feature = "pcapng")]
@@ -31,8 +35,14 @@ mod stats;
 mod sys;
 mod test_run;
 mod text;
+mod tunnel_decap;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
+pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
+pub use dsr_balancer::{
+    DsrBackendEntry, DsrBalancer, DsrConfig, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
+    PlacementReason,
+};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use firewall::{
@@ -58,3 +68,4 @@ pub use reason::{Action, Reason};
 pub use stage::Stage;
 pub use stats::{Count, ReasonCount, Stats};
 pub use test_run::{TestRun, Verdict};
+pub use tunnel_decap::{TunnelDecap, TunnelDecapConfig};

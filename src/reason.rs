@@ -152,6 +152,56 @@ reasons! {
     UnknownSource = 55, "unknown_source";
     /// `RateLimiter`: other CPUs were faster at the same bucket, many times in a row; dropped.
     Contended = 56, "contended";
+    /// Balancers: for none of the virtual addresses; it went on untouched.
+    NotForVip = 64, "not_for_vip";
+    /// Balancers: for a virtual address, but no service there has this protocol and port; it went on untouched.
+    NoService = 65, "no_service";
+    /// Balancers: to a backend (or from one to its client).
+    Forwarded = 66, "forwarded";
+    /// Balancers: the service has no backend for it.
+    NoBackend = 67, "no_backend";
+    /// Balancers: for port 0 of a service on any port.
+    PortZero = 68, "port_zero";
+    /// Balancers: the next hop's MAC is not known yet; the packet went to the host's stack, which finds it out.
+    Unresolved = 69, "unresolved";
+    /// Balancers: the host has no way to the backend, or forwarding is off on the interface.
+    NoRoute = 70, "no_route";
+    /// Balancers: TTL or hop limit of 1 or 0; it went on to the host's stack.
+    HopLimit = 71, "hop_limit";
+    /// Balancers: too big for the way to the backend; Fragmentation Needed or Packet Too Big went back.
+    TooBigAnswered = 72, "too_big_answered";
+    /// Balancers: too big for the way to the backend, and not answered: IPv4 that may be fragmented, or too many answers.
+    TooBig = 73, "too_big";
+    /// Balancers: an ICMP echo request for a virtual address, answered.
+    EchoAnswered = 74, "echo_answered";
+    /// Balancers: a fragment whose first one has not come by, or long ago.
+    FragmentUnknown = 75, "fragment_unknown";
+    /// Balancers: an ICMP error about a flow, to that flow's backend.
+    ErrorForwarded = 76, "error_forwarded";
+    /// Balancers: an ICMP error about nothing that is balanced; it went on.
+    ErrorUnknown = 77, "error_unknown";
+    /// Balancers: the driver left no room for another header.
+    NoRoom = 78, "no_room";
+    /// `DsrBalancer`: the backend is to be a neighbour, but the way there leads through a gateway.
+    OffLink = 80, "off_link";
+    /// `TunnelDecap`: the outer header was taken off.
+    Decapsulated = 110, "decapsulated";
+    /// `TunnelDecap`: not a tunnel's packet; it went on untouched.
+    NotTunnel = 111, "not_tunnel";
+    /// `TunnelDecap`: a fragment of a tunnel's packet; it went on untouched.
+    TunnelFragment = 112, "tunnel_fragment";
+    /// `TunnelDecap`: what is inside is for none of the virtual addresses; it went on untouched.
+    TunnelNotVip = 113, "tunnel_not_vip";
+    /// `TunnelDecap`: the tunnel does not end here; it went on untouched.
+    TunnelDestination = 114, "tunnel_destination";
+    /// `TunnelDecap`: the tunnel begins where none may; dropped.
+    TunnelSource = 115, "tunnel_source";
+    /// `TunnelDecap`: what is inside contradicts itself or the outside; dropped.
+    InnerMalformed = 116, "inner_malformed";
+    /// `TunnelDecap`: what is inside comes from a virtual address; dropped.
+    InnerSource = 117, "inner_source";
+    /// `TunnelDecap`: congestion was met on the way, and what is inside cannot say so (RFC 6040); dropped.
+    InnerEcn = 118, "inner_ecn";
 }
 
 impl Reason {

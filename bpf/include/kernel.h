@@ -20,6 +20,11 @@ typedef __u64 __be64;
 typedef __u32 __wsum;
 typedef __u16 __sum16;
 
+/* For looking at headers by words of another size than their fields. */
+typedef __u16 __attribute__((may_alias)) any_u16;
+typedef __u32 __attribute__((may_alias)) any_u32;
+typedef __u64 __attribute__((may_alias)) any_u64;
+
 typedef _Bool bool;
 #define true 1
 #define false 0
@@ -78,8 +83,10 @@ struct vlan_hdr {
 /* linux/in.h, the IANA protocol numbers */
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
+#define IPPROTO_IPIP 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_IPV6 41
 #define IPPROTO_ROUTING 43
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_AH 51
@@ -100,6 +107,7 @@ struct iphdr {
 	__be32 daddr;
 } __attribute__((packed, aligned(2)));
 
+#define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1FFF
 
@@ -144,6 +152,11 @@ struct tcphdr {
 	__be16 urg_ptr;
 } __attribute__((packed, aligned(2)));
 
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
 struct udphdr {
 	__be16 source;
 	__be16 dest;
@@ -158,6 +171,41 @@ struct icmphdr {
 	__sum16 checksum;
 	__be32 rest;
 } __attribute__((packed, aligned(2)));
+
+/* linux/bpf.h: what bpf_fib_lookup is asked and answers. */
+#define AF_INET 2
+#define AF_INET6 10
+
+enum {
+	BPF_FIB_LKUP_RET_SUCCESS = 0,
+	BPF_FIB_LKUP_RET_NO_NEIGH = 7,
+};
+
+struct bpf_fib_lookup {
+	__u8 family;
+	__u8 l4_protocol;
+	__be16 sport;
+	__be16 dport;
+	union {
+		__u16 tot_len;    /* asked: 0 for any */
+		__u16 mtu_result; /* answered */
+	};
+	__u32 ifindex; /* of the ingress, then of the egress */
+	__be32 flowinfo;
+	union {
+		__be32 ipv4_src;
+		__be32 ipv6_src[4];
+	};
+	union {
+		__be32 ipv4_dst; /* then the gateway's, if there is one */
+		__be32 ipv6_dst[4];
+	};
+	__be16 h_vlan_proto;
+	__be16 h_vlan_TCI;
+	__u8 smac[6];
+	__u8 dmac[6];
+};
+_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "the kernel's size");
 
 #include <bpf/bpf_helpers.h>
 

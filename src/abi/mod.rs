@@ -1,5 +1,6 @@
 //! Mirrors of the structs in `bpf/abi/`: plain old data, layouts asserted against the skeletons.
 
+pub(crate) mod dsr_balancer;
 pub(crate) mod event;
 pub(crate) mod firewall;
 pub(crate) mod flow_table;
@@ -7,6 +8,8 @@ pub(crate) mod monitor;
 pub(crate) mod packet;
 pub(crate) mod rate_limiter;
 pub(crate) mod reason;
+pub(crate) mod service;
+pub(crate) mod tunnel_decap;
 
 /// Asserts at compile time that two structs have the same size and alignment, and the fields the same offsets.
 #[cfg(not(xdpkit_docs))]

@@ -9,7 +9,7 @@ const LIVE: u64 = 1 << 63;
 pub(super) const GENERATION: u64 = 7;
 const VALUE_SHIFT: u32 = 3;
 /// What a function may keep in a state.
-pub(super) const VALUE_MASK: u64 = (1 << 60) - 1;
+pub(crate) const VALUE_MASK: u64 = (1 << 60) - 1;
 
 pub(super) const FREE: u64 = 0;
 pub(super) const CLAIMED: u64 = 1 << VALUE_SHIFT;
@@ -22,12 +22,12 @@ pub(super) fn is_live(word: u64) -> bool {
 }
 
 /// The function's bits of a state word.
-pub(super) fn value_of(word: u64) -> u64 {
+pub(crate) fn value_of(word: u64) -> u64 {
     word >> VALUE_SHIFT & VALUE_MASK
 }
 
 /// The state word of a live entry; only the lowest bits of `generation` count.
-pub(super) fn live_word(value: u64, generation: u64) -> u64 {
+pub(crate) fn live_word(value: u64, generation: u64) -> u64 {
     LIVE | (value & VALUE_MASK) << VALUE_SHIFT | generation & GENERATION
 }
 

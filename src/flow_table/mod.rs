@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use entry::{BEATEN, CLAIMED, FREE, GENERATION, HEALED, KEY_GONE, MARK_WAY, live_word, value_of};
-pub(crate) use entry::{Entry, Inserted};
+use entry::{BEATEN, CLAIMED, FREE, GENERATION, HEALED, KEY_GONE, MARK_WAY};
+pub(crate) use entry::{Entry, Inserted, live_word, value_of};
 pub(crate) use key::{KEY_MIN, SECRET_WORDS, Secret};
 pub(crate) use shape::Shape;
 

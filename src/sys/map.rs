@@ -295,6 +295,16 @@ impl<'m, V: Pod> PerCpu<'m, V> {
         let value = |words: &[u64]| bytemuck::pod_read_unaligned(&bytemuck::cast_slice(words)[..size_of::<V>()]);
         Ok(buffer.chunks_exact(words).map(value).collect())
     }
+
+    /// Writes zeroes into entry `index` of every CPU.
+    pub(crate) fn reset(&self, index: u32) -> io::Result<()> {
+        let cpus = libbpf_rs::num_possible_cpus().map_err(|error| io_error(&error))?;
+        let zeroes = vec![0_u64; size_of::<V>().div_ceil(8) * cpus];
+        // SAFETY: the kernel reads a 4-byte key and one value, rounded up to 8 bytes, per possible CPU, which is what the
+        // buffer was made for.
+        check(unsafe { raw::bpf_map_update_elem(self.map.fd(), (&raw const index).cast(), zeroes.as_ptr().cast(), 0) })
+            .map(drop)
+    }
 }
 
 /// Opens a pinned map; `Ok(None)` when nothing is pinned there.

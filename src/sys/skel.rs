@@ -1,5 +1,10 @@
 //! The skeletons that libbpf-cargo made of `bpf/*.bpf.c`.
 
+/// `bpf/dsr_balancer.bpf.c`
+pub(crate) mod dsr_balancer {
+    include!(concat!(env!("OUT_DIR"), "/dsr_balancer.skel.rs"));
+}
+
 /// `bpf/firewall.bpf.c`
 pub(crate) mod firewall {
     include!(concat!(env!("OUT_DIR"), "/firewall.skel.rs"));
@@ -13,4 +18,9 @@ pub(crate) mod monitor {
 /// `bpf/rate_limiter.bpf.c`
 pub(crate) mod rate_limiter {
     include!(concat!(env!("OUT_DIR"), "/rate_limiter.skel.rs"));
+}
+
+/// `bpf/tunnel_decap.bpf.c`
+pub(crate) mod tunnel_decap {
+    include!(concat!(env!("OUT_DIR"), "/tunnel_decap.skel.rs"));
 }

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From a packet to its service, its slot and its backend. A packet for none of our addresses costs one probe of
+ * vip_index; one for a service a second one, of service_index. Everything is an array: see the costs in ARCHITECTURE.md.
+ */
+#ifndef XDPKIT_SERVICE_H
+#define XDPKIT_SERVICE_H
+
+#include "kernel.h"
+#include "parse.h"
+#include "stage.h"
+#include "../abi/service.h"
+
+/* Sizes are set at load time. User space writes through mappings. */
+#define SHARED_ARRAY(name, type_of_value)               \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_ARRAY);       \
+		__uint(map_flags, BPF_F_MMAPABLE);      \
+		__uint(max_entries, 1);                 \
+		__type(key, __u32);                     \
+		__type(value, type_of_value);           \
+	} name SEC(".maps")
+
+#define PER_CPU_ARRAY(name, type_of_value)              \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
+		__uint(max_entries, 1);                 \
+		__type(key, __u32);                     \
+		__type(value, type_of_value);           \
+	} name SEC(".maps")
+
+SHARED_ARRAY(balancer, struct balancer_settings);
+SHARED_ARRAY(vip_index, __u64);
+SHARED_ARRAY(service_index, __u64);
+SHARED_ARRAY(vips, struct vip);
+SHARED_ARRAY(services, struct service);
+SHARED_ARRAY(slots, struct slot_line);
+SHARED_ARRAY(backends, struct backend);
+PER_CPU_ARRAY(backend_states, struct backend_state);
+PER_CPU_ARRAY(service_states, struct service_state);
+
+static __always_inline struct balancer_settings *balancer_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&balancer, &zero);
+}
+
+/* The finaliser of MurmurHash3: every bit of the input moves every bit of the result. Mirrored by src/balancer/hash.rs. */
+static __always_inline __u64 mix64(__u64 x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdULL;
+	x ^= x >> 33;
+	x *= 0xc4ceb9fe1a85ec53ULL;
+	return x ^ x >> 33;
+}
+
+/* Nobody but the administrator fills the indices, so their hashes need no secret. */
+static __always_inline __u64 index_hash(__u64 word)
+{
+	return (word ^ word >> 32) * 0x9e3779b97f4a7c15ULL;
+}
+
+static __always_inline __u64 index_hash6(const struct in6_addr *address)
+{
+	const any_u64 *half = (const any_u64 *)address;
+
+	return mix64(half[0] ^ 0x2545f4914f6cdd1dULL) ^ mix64(half[1]);
+}
+
+static __always_inline __u64 index_word(void *index, __u32 at)
+{
+	__u64 *word = bpf_map_lookup_elem(index, &at);
+
+	return word ? *(volatile __u64 *)word : 0;
+}
+
+/* A search that its first probe did not end; the rest of vip_index. Global: few packets need it. Weak: see parse.h. */
+__attribute__((noinline, weak)) __u32 vip_probe(__u64 wanted, __u32 at, __u32 mask)
+{
+	__u64 word;
+
+	for (__u32 i = 1; i < INDEX_PROBES; i++) {
+		word = index_word(&vip_index, (at + i) & mask);
+		if (!word)
+			break;
+		if ((word & ~(__u64)INDEX_NUMBER) == wanted)
+			return word & INDEX_NUMBER;
+	}
+	return 0;
+}
+
+__attribute__((noinline, weak)) __u32 service_probe(__u64 wanted, __u32 at, __u32 mask)
+{
+	__u64 word;
+
+	for (__u32 i = 1; i < INDEX_PROBES; i++) {
+		word = index_word(&service_index, (at + i) & mask);
+		if (!word)
+			break;
+		if ((word & ~(__u64)INDEX_NUMBER) == wanted)
+			return word & INDEX_NUMBER;
+	}
+	return 0;
+}
+
+static __always_inline __u32 vip_find(__u64 wanted, __u32 at, __u32 mask)
+{
+	__u64 word = index_word(&vip_index, at & mask);
+
+	if (!word)
+		return 0;
+	if ((word & ~(__u64)INDEX_NUMBER) == wanted)
+		return word & INDEX_NUMBER;
+	return vip_probe(wanted, at, mask);
+}
+
+/* The number of the virtual address, 0 for none. */
+static __always_inline __u32 vip_find4(const struct balancer_settings *now, __be32 address)
+{
+	return vip_find((__u64)address << 32 | INDEX_IPV4, index_hash(address) >> 40, now->vip_mask);
+}
+
+/* 32 bits of a hash find it, the whole address decides: user space refuses addresses whose 32 bits are the same. */
+static __always_inline __u32 vip_find6(const struct balancer_settings *now, const struct in6_addr *address)
+{
+	const any_u64 *half = (const any_u64 *)address;
+	__u64 hash = index_hash6(address);
+	__u32 number = vip_find(hash >> 32 << 32 | INDEX_IPV6, hash, now->vip_mask);
+	struct vip *vip;
+
+	if (!number)
+		return 0;
+	vip = bpf_map_lookup_elem(&vips, &number);
+	return vip && vip->address[0] == half[0] && vip->address[1] == half[1] ? number : 0;
+}
+
+static __always_inline __u32 service_find_port(const struct balancer_settings *now, __u32 vip, __u8 protocol,
+					       __be16 port)
+{
+	__u64 wanted = (__u64)vip << 48 | (__u64)port << 32 | (__u64)protocol << 24 | INDEX_SERVICE;
+	__u32 at = index_hash(wanted) >> 40;
+	__u64 word = index_word(&service_index, at & now->service_mask);
+
+	if (!word)
+		return 0;
+	if ((word & ~(__u64)INDEX_NUMBER) == wanted)
+		return word & INDEX_NUMBER;
+	return service_probe(wanted, at, now->service_mask);
+}
+
+/* The number of the service, 0 for none: one for this port before one for any. Port 0 has none. */
+static __always_inline __u32 service_find(const struct balancer_settings *now, __u32 vip, __u8 protocol, __be16 port)
+{
+	__u32 number;
+
+	if (!port)
+		return 0;
+	number = service_find_port(now, vip, protocol, port);
+	return number ? number : service_find_port(now, vip, protocol, 0);
+}
+
+/* Who talks to a service, as it stands in the packets of the client. */
+struct flow {
+	__be64 client[2]; /* IPv4: the first four bytes, then zeroes */
+	__be64 vip[2];
+	__be16 client_port;
+	__be16 port;
+	__u8 protocol;
+	__u8 ipv6;
+	__u16 reserved;
+};
+
+/* Decides the slot; the lower half is left for other uses. The same on every box with the same seed. */
+static __always_inline __u64 flow_hash4(__u64 seed, __be32 client, __be32 vip, __u32 ports, __u8 protocol)
+{
+	__u64 a = (__u64)client << 32 | vip, b = (__u64)ports << 8 | protocol;
+
+	return mix64((a ^ seed) * 0x9e3779b97f4a7c15ULL ^ b ^ a >> 32);
+}
+
+static __always_inline __u64 flow_hash6(__u64 seed, const any_u64 *client, const any_u64 *vip, __u32 ports,
+					__u8 protocol)
+{
+	__u64 a = mix64(client[0] ^ seed) ^ client[1];
+	__u64 b = mix64(vip[0] + vip[1] * 0x9e3779b97f4a7c15ULL) ^ ((__u64)ports << 8 | protocol);
+
+	return mix64(mix64(a) + b);
+}
+
+/* Both ports in one word, as the hashes want them; nothing of them where only the source counts. */
+static __always_inline __u32 flow_ports(const struct service *service, __be16 client_port, __be16 port)
+{
+	return service->flags & SERVICE_BY_SOURCE ? 0 : (__u32)port << 16 | client_port;
+}
+
+/* A slot's number without a division: the hash as a fraction of the table. */
+static __always_inline __u32 slot_of(const struct service *service, __u64 hash)
+{
+	return (hash >> 32) * service->slots >> 32;
+}
+
+/* The word of a slot, NULL when the service has none. */
+static __always_inline __u32 *slot_word(const struct service *service, __u32 slot)
+{
+	__u32 line = service->first_line + slot / SLOT_LINE_WORDS;
+	struct slot_line *found = bpf_map_lookup_elem(&slots, &line);
+
+	return found ? &found->word[slot % SLOT_LINE_WORDS] : NULL;
+}
+
+#endif

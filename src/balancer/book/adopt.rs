@@ -1,0 +1,96 @@
+//! Taking over the tables of an earlier process, which may have died in the middle of a change.
+
+use super::{Book, Entry, Member, SlotRule, Target};
+use crate::{
+    Result,
+    abi::service::{BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, SERVICE_USED, SLOT_LINE_WORDS},
+    balancer::{BackendState, ServiceAddr, ServiceProtocol, index::Key},
+    stage::StageCore,
+};
+
+impl<R: SlotRule> Book<R> {
+    /// Reads the records, and brings indices and slots to what they say: what was begun is finished.
+    pub(crate) fn adopt(core: &StageCore, rule: R) -> Result<Self> {
+        let mut book = Self::open(core, rule, 0)?;
+        let per_service = book.slots.lines() / (book.services.len() - 1).max(1);
+        book.read_services();
+        // The size stands in every service; without any, the largest prime that there is room for.
+        let slots = per_service * SLOT_LINE_WORDS as u32;
+        let known = book.entries.values().next().map(|entry| entry.record.slots);
+        book.table_size = known
+            .unwrap_or_else(|| (0..=slots).rev().find(|size| crate::maglev::check_size(*size).is_ok()).unwrap_or(3));
+        book.read_backends();
+        book.repair_indices();
+        let services: Vec<ServiceAddr> = book.entries.keys().copied().collect();
+        for service in services {
+            book.rebuild(&service)?;
+        }
+        book.release(core)?;
+        Ok(book)
+    }
+
+    fn read_services(&mut self) {
+        for number in 1..self.services.len() {
+            let record = self.services.read(number);
+            if record.flags & SERVICE_USED == 0 || record.vip >= self.vips.len() {
+                continue;
+            }
+            let vip = self.vips.read(record.vip);
+            let (Some(address), Some(protocol)) =
+                (vip.address.get(vip.family), ServiceProtocol::from_number(record.protocol))
+            else {
+                continue;
+            };
+            let port = Some(u16::from_be(record.port)).filter(|port| *port != 0);
+            let service = ServiceAddr { protocol, address, port };
+            self.addresses.insert(address, record.vip as u16);
+            self.entries.insert(service, Entry { number: number as u16, record, members: Vec::new() });
+        }
+    }
+
+    fn read_backends(&mut self) {
+        self.fresh = self.backends.len() as u16;
+        for id in 1..self.backends.len() {
+            let record = self.backends.read(id);
+            let id = id as u16;
+            let entry = self.entries.values_mut().find(|entry| u32::from(entry.number) == record.service);
+            let (true, Some(entry), Some(address)) =
+                (record.flags & BACKEND_USED != 0, entry, record.address.get(record.family))
+            else {
+                self.free.push(id);
+                continue;
+            };
+            let state = match record.flags {
+                flags if flags & BACKEND_KILLED != 0 => BackendState::Killed,
+                flags if flags & BACKEND_REMOVED != 0 => BackendState::Leaving,
+                flags if flags & BACKEND_DRAINING != 0 => BackendState::Draining,
+                _ => BackendState::Active,
+            };
+            let target = Target { address, port: u16::from_be(record.port) };
+            entry.members.push(Member { id, target, weight: record.weight, state, identity: record.identity });
+        }
+        // The lowest first, as in a new book.
+        self.free.reverse();
+        for entry in self.entries.values_mut() {
+            entry.members.sort_by_key(|member| member.identity);
+        }
+    }
+
+    fn repair_indices(&mut self) {
+        let vips: Vec<_> = self.addresses.iter().map(|(address, number)| (Key::vip(*address), *number)).collect();
+        let services: Vec<_> = self
+            .entries
+            .iter()
+            .map(|(service, entry)| (Key::service(entry.record.vip as u16, service), entry.number))
+            .collect();
+        for (index, wanted) in [(&self.vip_index, vips), (&self.service_index, services)] {
+            index.retain(|word| wanted.iter().any(|(key, number)| key.is(word, *number)));
+            for (key, number) in wanted {
+                if index.find(key).is_none() {
+                    // There was room for it when it was added, and nothing was added since.
+                    let _ = index.insert(key, number);
+                }
+            }
+        }
+    }
+}

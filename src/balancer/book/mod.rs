@@ -1,0 +1,298 @@
+//! The balancers' book: which services and backends there are, and every change to the tables that programs read.
+//!
+//! Records and slots are written before what leads to them. A slot changes by one store, by a rule that is the
+//! function's own ([`SlotRule`]), so that at every moment each slot names a backend of the old list or of the new one.
+//! What is taken out of use is used again only after a grace period.
+
+mod adopt;
+mod edit;
+mod release;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
+};
+
+use super::{
+    BackendState, BackendStats, Echo, ServiceAddr, ServiceStats,
+    hash::{flow_hash, slot_of},
+    index::{Index, size_for},
+    store::{Slots, Table, lines_of},
+};
+use crate::{
+    Count, Error, Result,
+    abi::service::{
+        BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, Backend, BackendCpu, BalancerSettings, SERVICE_BY_SOURCE,
+        SLOT_LINE_WORDS, Service, ServiceCpu, Vip,
+    },
+    maglev,
+    stage::StageCore,
+    sys::grace::GracePeriod,
+};
+
+/// How a slot goes from one backend to the next.
+pub(crate) trait SlotRule: fmt::Debug + Send {
+    /// The word that a slot gets when the table names `wanted` (0: none) for it. Called for every slot of a service
+    /// whose list has changed, possibly more than once. `slot` counts all slots of all services.
+    fn change(&self, slot: u32, word: u32, wanted: u16, is_killed: &dyn Fn(u16) -> bool) -> u32;
+
+    /// When it is now, as records of backends that leave keep it in the first of their function's words.
+    fn now(&self) -> u64;
+
+    /// Whether something else than slots' words still leads to a backend that is leaving. `slots` are its service's,
+    /// each with its word.
+    fn holds(&self, id: u16, record: &Backend, slots: &mut dyn Iterator<Item = (u32, u32)>) -> bool;
+}
+
+/// Sizes, and what programs are told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BookConfig {
+    pub(crate) services: u32,
+    pub(crate) backends: u32,
+    pub(crate) table_size: u32,
+    pub(crate) seed: u64,
+    pub(crate) echo: Echo,
+    /// ICMP messages of our own, a CPU and tick of the kernel's clock.
+    pub(crate) answers_per_tick: u32,
+}
+
+impl BookConfig {
+    /// Entries of the maps of `service.h`.
+    pub(crate) fn capacities(&self) -> Result<Vec<(&'static str, u32)>> {
+        let wrong = |what, value: u32, expected| Err(Error::Invalid { what, value: value.to_string(), expected });
+        if !(1..=4096).contains(&self.services) {
+            return wrong("services", self.services, "1 to 4096");
+        }
+        if !(1..=65_534).contains(&self.backends) {
+            return wrong("backends", self.backends, "1 to 65534");
+        }
+        maglev::check_size(self.table_size)?;
+        let lines = u64::from(self.services) * u64::from(lines_of(self.table_size));
+        let Ok(lines) = u32::try_from(lines * SLOT_LINE_WORDS as u64).map(|_| lines as u32) else {
+            return wrong("services", self.services, "fewer services for tables of this size");
+        };
+        Ok(vec![
+            ("vip_index", size_for(self.services)),
+            ("service_index", size_for(self.services)),
+            ("vips", self.services + 1),
+            ("services", self.services + 1),
+            ("service_states", self.services + 1),
+            ("backends", self.backends + 1),
+            ("backend_states", self.backends + 1),
+            ("slots", lines),
+        ])
+    }
+
+    fn settings(&self) -> BalancerSettings {
+        BalancerSettings {
+            seed: self.seed,
+            vip_mask: size_for(self.services) - 1,
+            service_mask: size_for(self.services) - 1,
+            echo: self.echo as u32,
+            answers_per_tick: self.answers_per_tick,
+            next_identity: 1,
+        }
+    }
+}
+
+/// Where a backend is. Port 0 where the function leaves ports alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Target {
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+}
+
+impl Target {
+    /// What tells it from others in a Maglev table.
+    fn name(&self) -> Vec<u8> {
+        let mut name = match self.address {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        if self.port != 0 {
+            name.extend(self.port.to_be_bytes());
+        }
+        name
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            0 => write!(f, "{}", self.address),
+            port => write!(f, "{}", SocketAddr::new(self.address, port)),
+        }
+    }
+}
+
+/// A backend in the book. Its record in the kernel says the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Member {
+    pub(crate) id: u16,
+    pub(crate) target: Target,
+    pub(crate) weight: u32,
+    pub(crate) state: BackendState,
+    pub(crate) identity: u32,
+}
+
+impl Member {
+    /// Its weight for new flows.
+    fn share(&self) -> u32 {
+        if self.state == BackendState::Active { self.weight } else { 0 }
+    }
+
+    fn is_staying(&self) -> bool {
+        matches!(self.state, BackendState::Active | BackendState::Draining)
+    }
+}
+
+fn flags_of(state: BackendState) -> u32 {
+    match state {
+        BackendState::Active => 0,
+        BackendState::Draining => BACKEND_DRAINING,
+        BackendState::Leaving => BACKEND_DRAINING | BACKEND_REMOVED,
+        BackendState::Killed => BACKEND_DRAINING | BACKEND_REMOVED | BACKEND_KILLED,
+    }
+}
+
+/// A service in the book.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) number: u16,
+    pub(crate) record: Service,
+    pub(crate) members: Vec<Member>,
+}
+
+impl Entry {
+    /// The first of its slots, among all.
+    pub(crate) fn first_slot(&self) -> u32 {
+        self.record.first_line * SLOT_LINE_WORDS as u32
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Book<R> {
+    pub(crate) rule: R,
+    pub(crate) settings: Table<BalancerSettings>,
+    pub(crate) slots: Slots,
+    pub(crate) backends: Table<Backend>,
+    services: Table<Service>,
+    vips: Table<Vip>,
+    vip_index: Index,
+    service_index: Index,
+    entries: BTreeMap<ServiceAddr, Entry>,
+    /// Numbers of virtual addresses.
+    addresses: BTreeMap<IpAddr, u16>,
+    /// Backend numbers that were never used start here.
+    fresh: u16,
+    free: Vec<u16>,
+    table_size: u32,
+    grace: Option<GracePeriod>,
+}
+
+impl<R: SlotRule> Book<R> {
+    /// Over new tables.
+    pub(crate) fn new(core: &StageCore, config: &BookConfig, rule: R) -> Result<Self> {
+        let book = Self::open(core, rule, config.table_size)?;
+        book.settings.write(0, &config.settings());
+        Ok(book)
+    }
+
+    fn open(core: &StageCore, rule: R, table_size: u32) -> Result<Self> {
+        Ok(Self {
+            rule,
+            settings: Table::of(core, "balancer")?,
+            slots: Slots::of(core)?,
+            backends: Table::of(core, "backends")?,
+            services: Table::of(core, "services")?,
+            vips: Table::of(core, "vips")?,
+            vip_index: Index::of(core, "vip_index")?,
+            service_index: Index::of(core, "service_index")?,
+            entries: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            fresh: 1,
+            free: Vec::new(),
+            table_size,
+            grace: None,
+        })
+    }
+
+    /// All services, in the order of their addresses.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&ServiceAddr, &Entry)> {
+        self.entries.iter()
+    }
+
+    /// # Errors
+    /// [`Error::UnknownService`].
+    pub(crate) fn entry(&self, service: &ServiceAddr) -> Result<&Entry> {
+        self.entries.get(service).ok_or_else(|| unknown(service))
+    }
+
+    /// The service that packets to this address and port belong to.
+    pub(crate) fn find(&self, service: &ServiceAddr) -> Option<(&ServiceAddr, &Entry)> {
+        self.entries.get_key_value(service).or_else(|| self.entries.get_key_value(&service.any_port()))
+    }
+
+    /// The backend of this number.
+    pub(crate) fn member(&self, id: u16) -> Option<(&ServiceAddr, &Member)> {
+        self.entries.iter().find_map(|(service, entry)| {
+            let member = entry.members.iter().find(|member| member.id == id)?;
+            Some((service, member))
+        })
+    }
+
+    /// A slot of this service, among all slots, for a client; `None` when the families differ.
+    pub(crate) fn slot(&self, service: &ServiceAddr, entry: &Entry, client: SocketAddr, port: u16) -> Option<u32> {
+        let by_source = entry.record.flags & SERVICE_BY_SOURCE != 0;
+        let ports = if by_source { (0, 0) } else { (client.port(), port) };
+        let seed = self.settings.read(0).seed;
+        let hash = flow_hash(seed, client.ip(), service.address, ports, service.protocol as u8)?;
+        Some(entry.first_slot() + slot_of(entry.record.slots, hash))
+    }
+
+    /// A service's slots, each with its word.
+    pub(crate) fn words(&self, entry: &Entry) -> impl Iterator<Item = (u32, u32)> {
+        let words = self.slots.range(entry.record.first_line, entry.record.slots);
+        (entry.first_slot()..).zip(words.iter().map(|word| word.load(Ordering::Acquire)))
+    }
+
+    /// The word of a slot.
+    pub(crate) fn word(&self, slot: u32) -> u32 {
+        let line = SLOT_LINE_WORDS as u32;
+        self.slots.range(slot / line, slot % line + 1)[(slot % line) as usize].load(Ordering::Acquire)
+    }
+
+    /// Whether an ICMP echo is answered, and what else programs are told, may change at any time.
+    pub(crate) fn set_echo(&self, echo: Echo) {
+        self.settings.set(0, std::mem::offset_of!(BalancerSettings, echo), echo as u32);
+    }
+}
+
+fn unknown(service: &ServiceAddr) -> Error {
+    Error::UnknownService { service: service.to_string() }
+}
+
+/// What was counted of a backend.
+pub(crate) fn backend_stats(core: &StageCore, id: u16) -> Result<BackendStats> {
+    let cpus = core.per_cpu::<BackendCpu>("backend_states").get(id.into())?;
+    Ok(cpus.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
+        forwarded: sum.forwarded + Count { packets: cpu.packets, bytes: cpu.bytes },
+        new_flows: sum.new_flows + cpu.flows,
+    }))
+}
+
+/// What was counted of a service, and the function's own counters.
+pub(crate) fn service_stats(core: &StageCore, number: u16) -> Result<(ServiceStats, [u64; 3])> {
+    let mut own = [0; 3];
+    let mut sum = ServiceStats::default();
+    for cpu in core.per_cpu::<ServiceCpu>("service_states").get(number.into())? {
+        sum.received += Count { packets: cpu.packets, bytes: cpu.bytes };
+        sum.new_flows += cpu.flows;
+        sum.too_big += cpu.too_big;
+        sum.no_backend += cpu.no_backend;
+        own.iter_mut().zip(cpu.function).for_each(|(sum, count)| *sum += count);
+    }
+    Ok((sum, own))
+}
