@@ -10,6 +10,7 @@ use serde::Deserialize;
 use xdpkit::{MonitorConfig, XdpMode};
 
 use crate::{
+    dsr_balancer::{DsrPlan, DsrTable},
     firewall::{FirewallPlan, FirewallTable},
     rate_limiter::{RateLimiterPlan, RateLimiterTable},
 };
@@ -44,6 +45,8 @@ struct File {
     firewall: BTreeMap<String, FirewallTable>,
     #[serde(default)]
     rate_limiter: BTreeMap<String, RateLimiterTable>,
+    #[serde(default)]
+    dsr_balancer: BTreeMap<String, DsrTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -82,6 +85,7 @@ pub(crate) enum FunctionPlan {
     Monitor(MonitorConfig),
     Firewall(Box<FirewallPlan>),
     RateLimiter(Box<RateLimiterPlan>),
+    DsrBalancer(Box<DsrPlan>),
 }
 
 impl FunctionPlan {
@@ -90,6 +94,7 @@ impl FunctionPlan {
             Self::Monitor(_) => "monitor",
             Self::Firewall(_) => "firewall",
             Self::RateLimiter(_) => "rate_limiter",
+            Self::DsrBalancer(_) => "dsr_balancer",
         }
     }
 }
@@ -120,6 +125,9 @@ pub(crate) fn read(path: &Path) -> Result<Plan, ConfigError> {
     }
     for (name, table) in file.rate_limiter {
         add(&name, &name, FunctionPlan::RateLimiter(table.plan(path, &name)?.into()))?;
+    }
+    for (name, table) in file.dsr_balancer {
+        add(&name, &name, FunctionPlan::DsrBalancer(table.plan(path, &name)?.into()))?;
     }
     let mut interfaces = BTreeMap::new();
     if file.interface.is_empty() {

@@ -9,6 +9,7 @@
 //! `examples/appliance/appliance.toml` is a file with everything in it.
 
 mod config;
+mod dsr_balancer;
 mod firewall;
 mod metrics;
 mod rate_limiter;

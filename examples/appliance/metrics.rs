@@ -54,6 +54,14 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     let mut limited = Family::counter("xdpkit_limited_packets", "Packets under a limit, by scope and outcome");
     let mut bans = Family::counter("xdpkit_bans", "Bans that a rate limiter has set by itself");
     let mut banned = Family::gauge("xdpkit_banned_sources", "Sources that are banned now");
+    let mut service_packets = Family::counter("xdpkit_service_packets", "Packets of a service");
+    let mut service_bytes = Family::counter("xdpkit_service_bytes", "Bytes of whole frames of a service");
+    let mut service_flows = Family::counter("xdpkit_service_flows", "New flows of a service");
+    let mut backend_packets = Family::counter("xdpkit_backend_packets", "Packets given to a backend");
+    let mut backend_bytes = Family::counter("xdpkit_backend_bytes", "Bytes of whole frames given to a backend");
+    let mut backend_flows = Family::counter("xdpkit_backend_flows", "New flows given to a backend");
+    let mut backend_weight = Family::gauge("xdpkit_backend_weight", "Weight of a backend, 0 while it is leaving");
+    let mut transition = Family::gauge("xdpkit_slots_in_transition", "Slots that remember an earlier backend");
     let mut attached = Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface");
     for (name, function) in &appliance.functions {
         for line in &function.stage().stats()?.reasons {
@@ -74,6 +82,29 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
             Function::Firewall(firewall) => {
                 lost.add(label(), firewall.events_lost()?);
                 rules.add(label(), firewall.len()? as u64);
+            }
+            Function::DsrBalancer(balancer) => {
+                for service in balancer.services()? {
+                    let of = || vec![("function", name.clone()), ("service", service.address.to_string())];
+                    service_packets.add(of(), service.stats.received.packets);
+                    service_bytes.add(of(), service.stats.received.bytes);
+                    service_flows.add(of(), service.stats.new_flows);
+                    transition.add(of(), service.slots_in_transition.into());
+                    for backend in balancer.backends(service.address)? {
+                        // Two hosts may have had one address, one after the other.
+                        let identity = backend.identity.to_string();
+                        let of = || {
+                            let mut labels = of();
+                            labels.push(("backend", backend.address.to_string()));
+                            labels.push(("identity", identity.clone()));
+                            labels
+                        };
+                        backend_packets.add(of(), backend.stats.forwarded.packets);
+                        backend_bytes.add(of(), backend.stats.forwarded.bytes);
+                        backend_flows.add(of(), backend.stats.new_flows);
+                        backend_weight.add(of(), backend.weight.into());
+                    }
+                }
             }
             Function::RateLimiter(limiter) => {
                 let counts = limiter.counts()?;
@@ -100,7 +131,24 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         ];
         attached.add(labels, chain.is_attached()?.into());
     }
-    Ok(vec![packets, bytes, lost, rules, limited, bans, banned, attached])
+    Ok(vec![
+        packets,
+        bytes,
+        lost,
+        rules,
+        limited,
+        bans,
+        banned,
+        service_packets,
+        service_bytes,
+        service_flows,
+        transition,
+        backend_packets,
+        backend_bytes,
+        backend_flows,
+        backend_weight,
+        attached,
+    ])
 }
 
 /// Reads the counters anew for each scrape.

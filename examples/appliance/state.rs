@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use xdpkit::{AttachOptions, Firewall, PacketMonitor, Pipeline, RateLimiter, Stage, open_program};
+use xdpkit::{AttachOptions, DsrBalancer, Firewall, PacketMonitor, Pipeline, RateLimiter, Stage, open_program};
 
 use crate::config::{FunctionPlan, InterfacePlan, Plan};
 
@@ -18,6 +18,7 @@ pub(crate) enum Function {
     Monitor(PacketMonitor),
     Firewall(Box<Firewall>),
     RateLimiter(Box<RateLimiter>),
+    DsrBalancer(Box<DsrBalancer>),
 }
 
 impl Function {
@@ -34,6 +35,10 @@ impl Function {
             (FunctionPlan::RateLimiter(plan), Some(pin)) => {
                 Self::RateLimiter(RateLimiter::load_or_adopt(pin, &plan.settings)?.into())
             }
+            (FunctionPlan::DsrBalancer(plan), None) => Self::DsrBalancer(DsrBalancer::load(&plan.settings)?.into()),
+            (FunctionPlan::DsrBalancer(plan), Some(pin)) => {
+                Self::DsrBalancer(DsrBalancer::load_or_adopt(pin, &plan.settings)?.into())
+            }
         };
         Ok(function)
     }
@@ -43,6 +48,7 @@ impl Function {
             Self::Monitor(_) => "monitor",
             Self::Firewall(_) => "firewall",
             Self::RateLimiter(_) => "rate_limiter",
+            Self::DsrBalancer(_) => "dsr_balancer",
         }
     }
 
@@ -51,6 +57,7 @@ impl Function {
             Self::Monitor(monitor) => monitor,
             Self::Firewall(firewall) => &**firewall,
             Self::RateLimiter(limiter) => &**limiter,
+            Self::DsrBalancer(balancer) => &**balancer,
         }
     }
 
@@ -60,6 +67,7 @@ impl Function {
             (Self::Monitor(monitor), FunctionPlan::Monitor(config)) => monitor.set_sample(config.sample),
             (Self::Firewall(firewall), FunctionPlan::Firewall(plan)) => plan.apply(firewall),
             (Self::RateLimiter(limiter), FunctionPlan::RateLimiter(plan)) => plan.apply(limiter),
+            (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.apply(balancer),
             _ => unreachable!("`changes` refuses another kind"),
         }
     }
@@ -77,6 +85,7 @@ fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan) -> Outcome {
         (FunctionPlan::Monitor(a), FunctionPlan::Monitor(b)) => (a.ring_bytes != b.ring_bytes).then_some("ring_bytes"),
         (FunctionPlan::Firewall(a), FunctionPlan::Firewall(b)) => a.fixed_difference(b),
         (FunctionPlan::RateLimiter(a), FunctionPlan::RateLimiter(b)) => a.fixed_difference(b),
+        (FunctionPlan::DsrBalancer(a), FunctionPlan::DsrBalancer(b)) => a.fixed_difference(b),
         _ => None,
     };
     match fixed {

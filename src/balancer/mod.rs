@@ -14,6 +14,7 @@ pub use service::{ServiceAddr, ServiceProtocol};
 
 /// What happens to ICMP echo requests for a virtual address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Echo {
     /// The balancer answers them.
     #[default]

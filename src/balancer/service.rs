@@ -108,6 +108,8 @@ impl fmt::Display for ServiceAddr {
     }
 }
 
+crate::text::serde_as_text!(ServiceAddr, "`tcp/ADDRESS:PORT` or `udp/ADDRESS:PORT`");
+
 impl FromStr for ServiceAddr {
     type Err = Error;
 

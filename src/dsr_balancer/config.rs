@@ -19,6 +19,7 @@ use super::{DsrBalancer, Forwarding};
 /// How a [`DsrBalancer`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct DsrConfig {
     /// The value's name; `dsr_balancer` by default.
     pub name: String,
@@ -35,12 +36,15 @@ pub struct DsrConfig {
     /// none is refused. 48 bytes each are taken at once.
     pub flows: u32,
     /// A flow that is silent for longer may be moved when the list of backends changes; 15 minutes by default.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub idle: Duration,
     /// The longest time that a slot remembers its earlier backend; 24 hours by default. Flows that last longer may then be
     /// moved.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub longest_transition: Duration,
     /// For so long after a change, an unknown UDP flow is taken for an old one and stays with the earlier backend; later
     /// on, it is a new one. 30 seconds by default. Datagrams do not tell.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub udp_grace: Duration,
     /// Where the outer source addresses of [`Forwarding::IpIp`] come from, for backends with IPv4 addresses. Varied by
     /// flow, so that the backend's network card spreads flows over its queues. `None`, the default: this host's own.

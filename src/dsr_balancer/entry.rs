@@ -6,6 +6,7 @@ use crate::balancer::{BackendState, BackendStats, ServiceAddr, ServiceStats};
 
 /// How packets get to the backends of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Forwarding {
     /// As they are, with the backend's MAC: it has to be on a link of this host. It holds the virtual address, silently
     /// (`preflight::dsr_backend`).
