@@ -132,11 +132,19 @@ static __always_inline __u32 limit_index(__u32 bank, __u32 class, __u32 scope, _
 	return bank * RATE_LIMITS + (class * RATE_SCOPES + scope) * RATE_METERS + meter;
 }
 
-static __always_inline void count_scope(__u32 class, __u32 scope, __u64 bytes, bool admitted)
+/* Sources without a tier are counted where this CPU writes anyway. */
+static __always_inline void count_scope(struct xdpkit_counters *counters, __u32 class, __u32 scope, __u64 bytes,
+					bool admitted)
 {
 	__u32 index = class * RATE_SCOPES + scope;
-	struct rate_count *count = bpf_map_lookup_elem(&scope_counts, &index);
+	struct rate_count *count;
 
+	if (!class) {
+		index = RATE_OWN_SCOPES + 2 * scope + !admitted;
+		count_one(&counters->own[index & (XDPKIT_OWN_COUNTS - 1)], bytes);
+		return;
+	}
+	count = bpf_map_lookup_elem(&scope_counts, &index);
 	if (count)
 		count_one(admitted ? &count->admitted : &count->refused, bytes);
 }
@@ -188,7 +196,8 @@ __attribute__((noinline, weak)) __u32 charge_in_scope(struct question *q, __u32 
 
 /* The only limit that there is, the usual case. */
 static __always_inline __u32 charge_one(struct question *q, const struct rate_policy *policy,
-					const struct rate_shared *all, const struct rate_limit *limit, __u32 meter)
+					const struct rate_shared *all, const struct rate_limit *limit, __u32 index,
+					__u32 meter)
 {
 	struct flow_table *t = buckets_open();
 	__u64 now, key, bucket, after;
@@ -200,7 +209,7 @@ static __always_inline __u32 charge_one(struct question *q, const struct rate_po
 	key = rate_key(t, &q->source, RATE_TAG(0, meter));
 	if (buckets_find(t, key, &e)) {
 		bucket = flow_value(e.word);
-		after = rate_after(limit, bucket, now, gcra_cost(limit, meter == RATE_BYTES ? q->bytes : 1));
+		after = rate_after(limit, index, bucket, now, gcra_cost(limit, meter == RATE_BYTES ? q->bytes : 1));
 		if (!after)
 			return bucket & RATE_TOLD ? RATE_REFUSED_AGAIN : RATE_REFUSED;
 		if (flow_update(&e, after))
@@ -223,7 +232,7 @@ __attribute__((noinline, weak)) int refund_kept(__u32 at)
  * Every limit that a packet is under. It is charged to all of them, or to none: where one refuses, what the
  * others were charged is given back, and is lost only when another packet of the source was at that bucket in between.
  */
-static __always_inline __u64 charge_all(struct question *q)
+static __always_inline __u64 charge_all(struct question *q, struct xdpkit_counters *counters)
 {
 	union verdict verdict = { .packed = 0 };
 	struct rate_charges *mine;
@@ -246,7 +255,7 @@ static __always_inline __u64 charge_all(struct question *q)
 		}
 		for (__u32 j = 0; j < RATE_SCOPES * 2 && j < *(volatile __u32 *)&mine->done; j++)
 			refund_kept(j);
-		count_scope(q->class, i / 2, q->bytes, false);
+		count_scope(counters, q->class, i / 2, q->bytes, false);
 		verdict.outcome = outcome;
 		verdict.scope = i / 2;
 		verdict.meter = i & 1;
@@ -260,7 +269,7 @@ static __always_inline __u64 charge_all(struct question *q)
 	}
 	for (__u32 scope = 0; scope < RATE_SCOPES; scope++) {
 		if (*(volatile __u32 *)&mine->admitted >> scope & 1)
-			count_scope(q->class, scope, q->bytes, true);
+			count_scope(counters, q->class, scope, q->bytes, true);
 	}
 	return verdict.packed;
 }
@@ -457,11 +466,11 @@ int rate_limiter(struct xdp_md *ctx)
 		if (!limit || limit->clock == RATE_NO_LIMIT)
 			goto out;
 		verdict.matched = 1;
-		verdict.outcome = charge_one(&q, policy, all, limit, verdict.meter);
+		verdict.outcome = charge_one(&q, policy, all, limit, index, verdict.meter);
 		if (verdict.outcome != RATE_NO_PLACE)
-			count_scope(q.class, 0, q.bytes, verdict.outcome == RATE_ADMITTED);
+			count_scope(counters, q.class, 0, q.bytes, verdict.outcome == RATE_ADMITTED);
 	} else {
-		verdict.packed = charge_all(&q);
+		verdict.packed = charge_all(&q, counters);
 		if (!verdict.matched)
 			goto out;
 	}

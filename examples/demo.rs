@@ -12,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::lab::{Attempt, Guarded, Watched, attempts, pages};
+use common::lab::{Attempt, Guarded, Limited, Pinged, Watched, attempts, pages};
 use xdpkit::{
-    AttachOptions, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Reason, Rule, Stage as _,
-    ipnet::IpNet,
+    AttachOptions, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Rate, RateLimiter,
+    RateLimiterConfig, Reason, Rule, Scope, Stage as _, ipnet::IpNet,
 };
 use xdpkit_lab::prefixes::Prefixes;
 
@@ -28,8 +28,11 @@ fn main() -> ExitCode {
 
 fn play() -> Outcome {
     let start = Instant::now();
-    let scenes: [(&str, Scene); 2] =
-        [("PacketMonitor: watching a real connection", watch), ("Firewall: cutting one client off", guard)];
+    let scenes: [(&str, Scene); 3] = [
+        ("PacketMonitor: watching a real connection", watch),
+        ("RateLimiter: a client that pings too fast", limit),
+        ("Firewall: cutting one client off", guard),
+    ];
     for (number, (title, scene)) in scenes.into_iter().enumerate() {
         println!("\n== Scene {}. {title}\n", number + 1);
         scene()?;
@@ -68,6 +71,33 @@ fn watch() -> Outcome {
     );
     check(tried.iter().all(|attempt| attempt.worked), "the client is answered")?;
     check(seen > 10 && counts.tcp.packets > 8 && counts.icmp.packets == 1, "the monitor sees it all")
+}
+
+/// Two clients ping the server, each with a limit of five a second; one sends thirty at once.
+fn limit() -> Outcome {
+    let lab = Limited::build()?;
+    // The clients are in one /64, which is a source by default.
+    let config = RateLimiterConfig::default().prefix_v6(128).limit(Scope::IcmpEcho, Rate::per_second(5));
+    let limiter = RateLimiter::load(&config)?;
+    let mut events = limiter.events()?;
+    let attachment = lab.pair.server.run(|| limiter.attach(&AttachOptions::new("eth0")))?;
+    println!("Each source may send five echo requests a second, and five at once.\n");
+    let pinged = lab.ping_both()?;
+    for (address, pinged) in lab.pair.client_addrs.iter().zip(&pinged) {
+        for Pinged { server, sent, answered } in pinged {
+            println!("    {}: ping {server}: {answered} of {sent} answered", address.v4);
+        }
+    }
+    println!();
+    while let Some(event) = events.try_next() {
+        println!("    {event}");
+    }
+    for bucket in limiter.top(2)? {
+        println!("    {} has used {:.0} % of its burst of {}", bucket.source, bucket.level * 100.0, bucket.scope);
+    }
+    attachment.detach()?;
+    check(pinged[0].iter().all(|pinged| (5..=15).contains(&pinged.answered)), "the fast client gets what it may send")?;
+    check(pinged[1].iter().all(|pinged| pinged.answered == pinged.sent), "the other one loses nothing")
 }
 
 /// Two clients in a denied network; one is allowed by a longer prefix.

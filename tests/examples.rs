@@ -73,6 +73,38 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
             &["--deny", "10.0.0.0/33"],
             "--deny: `10.0.0.0/33`: expected an address or CIDR such as 192.0.2.0/24",
         ),
+        (
+            "rate_limiting",
+            &["--interface", "eth0"],
+            "--rate: ``: expected N/UNIT[:BURST] with N and BURST of at least 1 and UNIT s, m or h, such as 100/s or 10/m:3",
+        ),
+        (
+            "rate_limiting",
+            &["--rate", "5/d"],
+            "--rate: `5/d`: expected N/UNIT[:BURST] with N and BURST of at least 1 and UNIT s, m or h, such as 100/s or 10/m:3",
+        ),
+        (
+            "rate_limiting",
+            &["--match", "sctp"],
+            "--match: `sctp`: expected all, tcp, tcp-syn, udp, icmp-echo, tcp-port=N or udp-port=N",
+        ),
+        ("rate_limiting", &["--prefix-v6", "129"], "--prefix-v6: `129`: expected 1 to 128 bits"),
+        (
+            "rate_limiting",
+            &["--limit", "10.0.0.0/8"],
+            "--limit: `10.0.0.0/8`: expected CIDR=RATE with RATE N/UNIT[:BURST] with N and BURST of at least 1 and UNIT s, m or h, such as 100/s or 10/m:3",
+        ),
+        (
+            "rate_limiting",
+            &["--exempt", "10.0.0.1/33"],
+            "--exempt: `10.0.0.1/33`: expected an address or CIDR such as 192.0.2.0/24",
+        ),
+        ("rate_limiting", &["--ban", "0"], "--ban: `0`: expected seconds, more than 0 and at most a hundred million"),
+        (
+            "rate_limiting",
+            &["--exempt", "10.0.0.0/8", "--limit", "10.1.1.1/8=5/s"],
+            "--limit: `10.1.1.1/8=5/s`: expected one tier a prefix, but 10.0.0.0/8 is also exempt",
+        ),
         ("firewall", &["--engine", "fast"], "--engine: `fast`: expected auto, trie or compiled"),
         ("firewall", &["--default", "reject"], "--default: `reject`: expected pass or drop"),
         (
@@ -190,6 +222,18 @@ fn a_duration_ends_the_run() {
     assert_eq!(output.status.code(), Some(0));
     let events: Vec<_> = objects(&output.stdout).iter().map(|object| object["event"].clone()).collect();
     assert_eq!(events, ["ready", "stats", "stopped"]);
+}
+
+#[test]
+fn the_rate_limiters_laboratory_limits_one_client() {
+    let output = run("rate_limiting", &["--lab", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = objects(&output.stdout);
+    let count = |event: &str| told.iter().filter(|line| line["event"] == event).count();
+    // Both clients in both families; the fast one is told of in each.
+    assert_eq!((count("ready"), count("exceeded"), count("stopped")), (1, 2, 1), "{told:?}");
+    let stats = told.iter().find(|line| line["event"] == "stats").unwrap();
+    assert!(stats["reasons"]["over_packets"].as_u64().unwrap() >= 30, "{stats}");
 }
 
 #[test]

@@ -123,7 +123,7 @@ struct rate_shared {
 	__u64 reserved_four[7];
 };
 
-/* By class and scope, a CPU. */
+/* By class and scope, a CPU; not of class 0, see RATE_OWN_SCOPES. */
 struct rate_count {
 	struct xdpkit_count admitted;
 	struct xdpkit_count refused;
@@ -134,6 +134,7 @@ enum rate_own {
 	RATE_OWN_BANS = 0,
 	RATE_OWN_BANS_REFUSED = 1, /* the table of bans was full */
 	RATE_OWN_EVENTS_HELD = 2,  /* not reported: there were too many */
+	RATE_OWN_SCOPES = 16,      /* sources without a tier: admitted and refused, by scope */
 };
 
 /* A source as the addresses beside buckets and bans have it, IPv4 in the first four bytes. */

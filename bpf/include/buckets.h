@@ -160,13 +160,22 @@ static __always_inline __u64 rate_now(const struct rate_policy *policy, const st
 	return now - offset;
 }
 
+/* The limit has changed since, and is counted in other units now: rare, so off the common path. */
+__attribute__((noinline, weak)) __u64 rate_convert(__u64 bucket, __u64 now, __u32 index)
+{
+	struct rate_limit *limit = bpf_map_lookup_elem(&limits, &index);
+
+	return limit ? gcra_convert(limit, bucket, now) : bucket;
+}
+
 /* What a bucket is after a packet, or 0 when it refuses. No bucket is 0: it is seen. */
-static __always_inline __u64 rate_after(const struct rate_limit *limit, __u64 bucket, __u64 now, __u64 cost)
+static __always_inline __u64 rate_after(const struct rate_limit *limit, __u32 index, __u64 bucket, __u64 now,
+					__u64 cost)
 {
 	__u64 units = gcra_now(limit, now), time = bucket, lead;
 
 	if ((bucket >> RATE_UNIT_SHIFT & (RATE_UNITS - 1)) != limit->unit)
-		time = gcra_convert(limit, bucket, now);
+		time = rate_convert(bucket, now, index);
 	lead = gcra_lead(limit, time, units);
 	if (lead + cost > limit->depth)
 		return 0;
@@ -233,7 +242,7 @@ __attribute__((noinline, weak)) __u32 rate_charge_again(struct rate_charge *char
 			continue;
 		}
 		bucket = flow_value(e.word);
-		after = rate_after(limit, bucket, charge->now, gcra_cost(limit, charge->amount));
+		after = rate_after(limit, charge->limit, bucket, charge->now, gcra_cost(limit, charge->amount));
 		if (!after)
 			return bucket & RATE_TOLD ? RATE_REFUSED_AGAIN : RATE_REFUSED;
 		if (flow_update(&e, after))

@@ -110,6 +110,68 @@ impl Watched {
     }
 }
 
+/// Tutorial 2: two clients, each with its own bucket.
+pub(crate) struct Limited {
+    pub(crate) pair: Pair,
+}
+
+/// Echo requests that were sent to each of the server's addresses, and the answers.
+pub(crate) struct Pinged {
+    pub(crate) server: IpAddr,
+    pub(crate) sent: u16,
+    pub(crate) answered: u16,
+}
+
+impl Limited {
+    pub(crate) fn build() -> xdpkit_lab::Result<Self> {
+        Ok(Self { pair: Pair::with_clients(2)? })
+    }
+
+    /// The first client sends many echo requests at once, the second a few in the time that takes.
+    pub(crate) fn ping_both(&self) -> xdpkit_lab::Result<[Vec<Pinged>; 2]> {
+        let ping_from = |client: &Namespace, sent, interval| {
+            let servers = self.pair.server_addr.both().into_iter();
+            let pinged = servers.map(|server| {
+                let answered = ping(client, server, sent, interval, PATIENCE)?.received;
+                Ok(Pinged { server, sent, answered })
+            });
+            pinged.collect::<xdpkit_lab::Result<Vec<_>>>()
+        };
+        std::thread::scope(|scope| {
+            let slow = scope.spawn(|| ping_from(&self.pair.clients[1], 3, Duration::from_millis(250)));
+            let fast = ping_from(&self.pair.clients[0], 30, Duration::from_millis(5))?;
+            Ok([fast, slow.join().expect("it does not panic")?])
+        })
+    }
+
+    /// `limited`: whether it is the tutorial's limit that is in force, of echo requests only.
+    pub(crate) fn play(self, limited: bool, stop: Arc<AtomicBool>, output: Output) -> Scenario {
+        Scenario::start(stop, move || {
+            let _servers = pages(&self.pair).map_err(|error| error.to_string())?;
+            let pinged = self.ping_both().map_err(|error| error.to_string())?;
+            for (at, (address, pinged)) in self.pair.client_addrs.iter().zip(&pinged).enumerate() {
+                let who = address.v4.to_string();
+                for Pinged { server, sent, answered } in pinged {
+                    let object = json!({"event": "lab", "client": who, "what": format!("ping {server}"), "sent": sent,
+                        "answered": answered});
+                    output.line(&object, || format!("{who}: ping {server}: {answered} of {sent} answered"));
+                    let wanted = if at == 0 { 5..=*sent / 2 } else { *sent..=*sent };
+                    if limited && !wanted.contains(answered) {
+                        return Err(format!("{who}: {answered} pings of {sent} were answered"));
+                    }
+                }
+                let tcp = attempts(&self.pair.clients[at], self.pair.server_addr.both());
+                let tcp: Vec<_> = tcp.into_iter().filter(|attempt| attempt.what.starts_with("GET")).collect();
+                report(output, &who, &tcp);
+                if limited {
+                    expect(&who, &tcp, true)?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
 /// Tutorial 3: a network that is denied, and one client in it that is allowed.
 pub(crate) struct Guarded {
     pub(crate) pair: Pair,

@@ -153,6 +153,7 @@ assert_same_layout!(ScopeCount, crate::sys::skel::rate_limiter::types::rate_coun
 pub(crate) const OWN_BANS: usize = 0;
 pub(crate) const OWN_BANS_REFUSED: usize = 1;
 pub(crate) const OWN_EVENTS_HELD: usize = 2;
+pub(crate) const OWN_SCOPES: usize = 16;
 
 pub(crate) const BAN_TIME: u64 = (1 << 59) - 1;
 pub(crate) const BAN_IPV6: u64 = 1 << 59;

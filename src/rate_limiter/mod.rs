@@ -39,8 +39,9 @@ use crate::{
         event::Event,
         rate_limiter::{
             CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, METERS, OWN_BANS, OWN_BANS_REFUSED,
-            OWN_EVENTS_HELD, Policy, SCOPES, ScopeCount,
+            OWN_EVENTS_HELD, OWN_SCOPES, Policy, SCOPES, ScopeCount,
         },
+        reason::Counters,
     },
     flow_table::FlowTable,
     stage::{StageCore, StageKind, sealed::Sealed},
@@ -295,11 +296,19 @@ impl RateLimiter {
     pub fn scope_stats(&self) -> Result<Vec<ScopeStats>> {
         let plan = self.book().plan.clone();
         let counts = self.core.per_cpu::<ScopeCount>("scope_counts");
+        let own = self.core.counters()?;
+        let of_own = |cpu: &Counters, slot: usize| {
+            let at = OWN_SCOPES + 2 * slot;
+            ScopeCount { admitted: cpu.own[at], refused: cpu.own[at + 1] }
+        };
         let mut stats = Vec::new();
         for class in 0..CLASSES {
             for slot in 0..SCOPES {
                 let (Some((scope, _)), Some(limit)) = (plan.scopes[slot], plan.limit(class, slot)) else { continue };
-                let cpus = counts.get((class * SCOPES + slot) as u32)?;
+                let cpus = match class {
+                    book::NO_TIER => own.iter().map(|cpu| of_own(cpu, slot)).collect(),
+                    class => counts.get((class * SCOPES + slot) as u32)?,
+                };
                 let sum = |count: fn(&ScopeCount) -> crate::abi::reason::Count| {
                     cpus.iter().fold(Count::default(), |sum, cpu| sum + count(cpu).into())
                 };

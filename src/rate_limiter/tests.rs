@@ -1,1 +1,79 @@
-//! What can only be tried from inside: other CPUs' clocks. These need root.
+//! What can only be tried from inside: another CPU's clock, and buckets idle for longer than any test runs. These need
+//! root.
+
+use std::{net::IpAddr, time::Duration};
+
+use super::{RateLimiter, RateLimiterConfig, rate::shifts, source::Source, source::tag};
+use crate::{
+    Action, Rate, Scope, Stage as _,
+    abi::rate_limiter::{TIME_MASK, UNIT_SHIFT},
+    sys,
+};
+
+/// An IPv4 UDP packet: Ethernet, IP, UDP, ten bytes; from 192.0.2.1.
+fn frame() -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 38, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 10, 0, 0, 1]);
+    frame[34..42].copy_from_slice(&[4, 0, 0, 53, 0, 18, 0, 0]);
+    frame
+}
+
+const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+fn limiter(rate: Rate) -> RateLimiter {
+    RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, rate)).unwrap()
+}
+
+fn passes(limiter: &RateLimiter, count: usize) -> usize {
+    (0..count).filter(|_| limiter.test_run(&frame()).unwrap().action == Action::Pass).count()
+}
+
+/// Sets the arrival time of the source's bucket, in ns from now.
+fn set_lead(limiter: &RateLimiter, lead: i64) {
+    let key = Source::of(SOURCE, &limiter.policy()).key(&limiter.buckets, tag(0, 0));
+    let entry = limiter.buckets.get(key).unwrap();
+    let (left, right) = shifts((entry.value() >> UNIT_SHIFT) as u32);
+    let at = (sys::monotonic().as_nanos() as u64).wrapping_add_signed(lead);
+    let value = entry.value() & !TIME_MASK | ((at << left) >> right) & TIME_MASK;
+    assert!(limiter.buckets.update(&entry, value));
+}
+
+/// Trap R3: another CPU's clock was ahead when it wrote the bucket. For this one, time went back: no packet is given
+/// away, and none is lost for longer than the clocks differ.
+#[test]
+fn r3_a_clock_that_went_back_gives_nothing_away() {
+    for rate in
+        [Rate::per_second(100).burst(50), Rate::per_second(10_000).burst(5), Rate::per_second(1_000_000).burst(100)]
+    {
+        let limiter = limiter(rate);
+        assert_eq!(passes(&limiter, 1), 1);
+        // The burst lasts for some time; the other clock is that much and more ahead.
+        let burst = rate.burst_size() * 1_000_000_000 / rate.amount();
+        for ahead in [1, 20_000_000, 400_000_000] {
+            set_lead(&limiter, (burst + ahead) as i64);
+            let passed = passes(&limiter, 1);
+            assert_eq!(passed, usize::from(ahead == 1 && passed == 1), "{rate}: {ahead} ns ahead");
+        }
+        set_lead(&limiter, (burst + 30_000_000) as i64);
+        std::thread::sleep(Duration::from_nanos(burst + 60_000_000));
+        assert_eq!(passes(&limiter, 1), 1, "{rate}");
+    }
+}
+
+#[test]
+fn a_bucket_that_was_idle_for_any_time_is_empty() {
+    for rate in [Rate::per_hour(1).burst(5), Rate::per_second(1000).burst(5), Rate::per_second(20_000_000).burst(5)] {
+        // The coarse clock is a tick late at most.
+        for idle in [20_000_000_u64, 1_000_000_000, 60_000_000_000, 1_000_000_000_000, 1_500_000_000_000] {
+            // What this machine was up for, at most.
+            let idle = idle.min(sys::monotonic().as_nanos() as u64 - 1);
+            let limiter = limiter(rate);
+            assert_eq!(passes(&limiter, 1), 1);
+            set_lead(&limiter, -(idle as i64));
+            assert!(passes(&limiter, 5) == 5, "{rate}: idle for {idle} ns");
+            let level = limiter.source(SOURCE).unwrap()[0].level;
+            assert!((0.0..=1.0).contains(&level));
+        }
+    }
+}
