@@ -3,7 +3,7 @@
 
 mod abi;
 mod attach;
-#[allow(dead_code, unused_imports, reason = "the balancers that use it are being built")]
+#[allow(dead_code, reason = "the NAT balancer uses the rest")]
 mod balancer;
 mod dsr_balancer;
 mod error;
@@ -40,8 +40,8 @@ mod tunnel_decap;
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
 pub use dsr_balancer::{
-    DsrBackendEntry, DsrBalancer, DsrConfig, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
-    PlacementReason,
+    DsrBackendEntry, DsrBalancer, DsrConfig, DsrEvent, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
+    PlacementReason, Way,
 };
 pub use error::{Error, Result};
 pub use events::Events;

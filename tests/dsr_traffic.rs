@@ -2,14 +2,24 @@
 
 mod common;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use common::{
     dsr_net::{Net, Way},
     times,
 };
-use xdpkit::{Action, DsrConfig, Interface, Reason, Stage as _, preflight};
-use xdpkit_lab::traffic::{TcpEcho, ping, tcp_echo};
+use xdpkit::{
+    Action, AttachOptions, DsrBalancer, DsrConfig, DsrService, Interface, Reason, ServiceAddr, Stage as _, preflight,
+};
+use xdpkit_lab::{
+    Namespace,
+    topology::DsrIpip,
+    traffic::{TcpEcho, ping, tcp_echo},
+};
 
 const WAYS: [Way; 4] = [Way::L2, Way::IpIp(1500), Way::IpIp(1540), Way::Crossed(1540)];
 
@@ -145,4 +155,95 @@ fn l24_the_preflight_check_finds_what_a_backend_lacks() {
     let found = texts(&net.client);
     let missing = found.iter().filter(|text| text.contains("is none of its addresses")).count();
     assert_eq!(missing, 2, "{found:?}");
+}
+
+#[test]
+fn connections_outlive_fifty_changes_of_the_list() {
+    let net = Net::new(Way::L2, 4, &config().idle(Duration::from_secs(60)));
+    let connections = times(200, 1000, 20);
+    let service = net.serve(80, false, &[(0, 1), (1, 1)]);
+    let address = SocketAddr::new(Net::vip(false), 80);
+    let _echoes: Vec<_> = net.backends.iter().map(|ns| TcpEcho::start(ns, address).unwrap()).collect();
+    let mut streams: Vec<TcpStream> = net.client.run(|| {
+        let open = |_| {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream
+        };
+        (0..connections).map(open).collect()
+    });
+    let mut random = fastrand::Rng::with_seed(9);
+    let say = |streams: &mut Vec<TcpStream>, round: u32| {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            let word = [round.to_be_bytes(), (number as u32).to_be_bytes()].concat();
+            let mut back = [0; 8];
+            let said = stream.write_all(&word).and_then(|()| stream.read_exact(&mut back));
+            assert!(said.is_ok() && back[..] == word, "connection {number} in round {round}: {said:?}");
+        }
+    };
+    for round in 0..times(50, 50, 5) as u32 {
+        let number = random.usize(..4);
+        let backend = net.backend(number, false);
+        net.balancer_ns.run(|| match random.u8(..3) {
+            0 => drop(net.balancer.set_backend(service, backend, random.u32(1..5)).unwrap()),
+            1 => drop(net.balancer.drain(service, backend)),
+            _ => net.balancer.set_backends(service, (0..4).map(|n| (net.backend(n, false), 1 + n as u32))).unwrap(),
+        });
+        // A few new ones join at each turn; all of them speak.
+        streams.extend(net.client.run(|| {
+            (0..4).filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()).collect::<Vec<_>>()
+        }));
+        say(&mut streams, round);
+    }
+    let entry = net.balancer.service(service).unwrap();
+    assert!(entry.recorded > 0 && entry.slots_in_transition > 0 && entry.unrecorded == 0, "{entry:?}");
+}
+
+/// The kernel's own end of a tunnel, by `ip link add`, where this kernel has such devices.
+fn kernel_tunnel(ns: &Namespace, kind: &[&str], local: &str) -> bool {
+    let mut arguments = vec!["link", "add", "name", "tunnel", "type"];
+    arguments.extend(kind);
+    arguments.extend(["local", local]);
+    let added = ns.command("ip").args(&arguments).output().expect("iproute2 is installed");
+    if !added.status.success() {
+        let text = String::from_utf8_lossy(&added.stderr).into_owned();
+        assert!(!common::is_emulated(), "those kernels have tunnel devices: {text}");
+        println!("this kernel has no {} device ({}): see `./x vm`", kind[0], text.trim());
+        return false;
+    }
+    ns.sysctl("net.ipv4.conf.tunnel.rp_filter", "0").unwrap();
+    ns.set_up("tunnel").unwrap();
+    true
+}
+
+#[test]
+fn a_kernels_own_tunnel_device_is_a_backend() {
+    let (vip4, vip6) = (common::dsr_net::VIP4.into(), common::dsr_net::VIP6.into());
+    for (kind, family6, outer6) in [
+        (&["ipip"][..], false, false),
+        (&["sit"], true, false),
+        (&["ip6tnl", "mode", "ip6ip6", "remote", "any"], true, true),
+        (&["ip6tnl", "mode", "ipip6", "remote", "any"], false, true),
+    ] {
+        let topology = DsrIpip::with_mtu(1, vip4, vip6, 1540).unwrap();
+        let local = topology.backend_addrs[0].both()[usize::from(outer6)];
+        if !kernel_tunnel(&topology.backends[0], kind, &local.to_string()) {
+            continue;
+        }
+        let balancer = DsrBalancer::load(&config()).unwrap();
+        let vip = Net::vip(family6);
+        let _attachment = topology.balancer.run(|| {
+            let list = [(local, 1)];
+            balancer.insert_service(ServiceAddr::tcp(vip, 80), DsrService::ipip(), list).unwrap();
+            balancer.attach(&AttachOptions::new("eth0")).unwrap()
+        });
+        let address = SocketAddr::new(vip, 80);
+        let echo = TcpEcho::start(&topology.backends[0], address).unwrap();
+        let payload = vec![7; times(300_000, 3_000_000, 30_000)];
+        let back = tcp_echo(&topology.client, address, &payload, Duration::from_secs(60)).unwrap();
+        assert!(back == payload, "{kind:?}");
+        assert_eq!(echo.peers()[0].ip(), topology.client_addr.both()[usize::from(family6)]);
+        assert!(balancer.stats().unwrap().reason(Reason::Forwarded).packets > 10);
+    }
 }

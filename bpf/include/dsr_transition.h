@@ -113,7 +113,8 @@ static __always_inline __u64 record_of(__u32 backend, __u32 kind, const struct t
 
 static __always_inline void transit_count(const struct transit *t, __u32 what)
 {
-	struct service_state *state = bpf_map_lookup_elem(&service_states, &t->service);
+	__u32 service = t->service;
+	struct service_state *state = bpf_map_lookup_elem(&service_states, &service);
 
 	if (state)
 		state->function[what]++;
@@ -125,12 +126,14 @@ static __always_inline bool transit_record(const struct transit *t, __u64 key, _
 {
 	struct flow_claim claim = { .key = key };
 	struct dsr_side *side;
+	__u32 slot;
 
 	claim.now = now | (__u64)(idle & 0x7fffffff) << RANK_IDLE_SHIFT | (kind == DSR_STAYING ? RANK_WEAK : 0);
 	if (flows_claim(&claim) != FLOW_TAKEN)
 		return false;
 	if (t->what & TRANSIT_SIDE) {
-		side = bpf_map_lookup_elem(&flow_sides, &claim.slot);
+		slot = claim.slot;
+		side = bpf_map_lookup_elem(&flow_sides, &slot);
 		if (!side) {
 			flows_withdraw(&claim);
 			return false;

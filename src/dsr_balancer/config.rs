@@ -156,6 +156,7 @@ impl DsrConfig {
             return wrong("services", self.services.to_string(), "fewer services for tables of this size");
         };
         capacities.extend([
+            ("events", self.ring_bytes),
             ("transitions", slots),
             ("flows_lines", self.flow_shape().total()),
             ("flow_sides", self.flow_shape().slots()),
