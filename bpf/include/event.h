@@ -67,11 +67,16 @@ static __always_inline void fill_event(struct packet_event *e, const struct pack
 static __always_inline void capture(struct xdp_md *ctx, struct packet_event *e, __u64 bytes)
 {
 	__u32 length = bytes < EVENT_FRAME_BYTES ? bytes : EVENT_FRAME_BYTES;
+	__u32 last = length - 1;
 
-	/* For the verifier: the helper takes no empty buffer. */
-	barrier_var(length);
-	if (length - 1 >= EVENT_FRAME_BYTES)
+	/*
+	 * For the verifier: the helper takes no empty buffer. The length is made of what was compared, because Linux 6.1 learns
+	 * nothing of a number from a comparison of that number less one.
+	 */
+	barrier_var(last);
+	if (last >= EVENT_FRAME_BYTES)
 		return;
+	length = last + 1;
 	if (!bpf_xdp_load_bytes(ctx, 0, e->frame, length))
 		e->captured = length;
 }
