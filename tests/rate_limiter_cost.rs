@@ -1,0 +1,50 @@
+//! What a decision costs for sources in the table, against the same limiter on the kernel's LRU_HASH, in one run.
+
+mod common;
+
+use common::is_emulated;
+use xdpkit::{Rate, RateLimiter, RateLimiterConfig, Reason, Scope, Stage as _};
+use xdpkit_lab::{
+    bench::{Harness, LruLimiter, Random, random_v4},
+    frame::Frame,
+};
+
+/// Fixed: to go on until the bound holds would be to wait for luck.
+const ROUNDS: u32 = 100;
+
+/// One scope, no tiers, no bans, the coarse clock.
+#[test]
+fn a_known_source_costs_less_than_in_an_lru_hash() {
+    // With twice the room that the sources need; nobody is over its limit.
+    // While all of it is in the caches, there is little between them; beyond, half is allowed.
+    for (sources, most, part) in [(1_usize << 10, 40.0, 2.0), (1 << 16, 90.0, 0.5)] {
+        if is_emulated() && sources > 1 << 10 {
+            break;
+        }
+        let flows = random_v4(sources);
+        let mut others = flows.clone();
+        Random::new(9).shuffle(&mut others);
+        let frame = Frame::udp(flows[0], "198.51.100.1:53".parse().unwrap()).payload(&[0; 18]).build();
+        let [before, harness] = [&others, &flows].map(|flows| Harness::new(&frame, flows).unwrap());
+        let rate = Rate::per_second(976).burst(1 << 20);
+        let config = RateLimiterConfig::default().sources(2 * sources as u32).limit(Scope::All, rate);
+        let limiter = RateLimiter::load(&config).unwrap();
+        let lru = LruLimiter::load(2 * sources as u32, 1000, 1 << 20).unwrap();
+        let programs = [limiter.program_fd(), lru.program()];
+        // In one order first, in another one then: an LRU_HASH would find its elements one behind the other.
+        for program in programs {
+            before.verdict(program, sources as u32).unwrap();
+            harness.verdict(program, sources as u32).unwrap();
+        }
+        let stats = limiter.stats().unwrap();
+        assert_eq!(stats.reason(Reason::WithinLimit), stats.total());
+        if is_emulated() {
+            println!("the machine is emulated: only verdicts were compared, not times");
+            return;
+        }
+        let costs = programs.map(|program| harness.cost_above_empty(program, ROUNDS).unwrap());
+        let [own, lru] = costs.map(|cost| cost.median);
+        println!("{sources} sources: {own:.1} ns above an empty program, with an LRU_HASH {lru:.1}");
+        assert!(own <= most && own <= lru * part, "{own:.1} ns (LRU_HASH {lru:.1}), at most {most} are allowed");
+    }
+}
