@@ -4,7 +4,7 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: &[&str] = &["bench", "lpm"];
+const SOURCES: &[&str] = &["bench", "flow_table", "lpm"];
 
 const CLANG_ARGS: &[&str] = &["-mcpu=v3", "-nostdinc", "-Wall", "-Wextra", "-Werror"];
 

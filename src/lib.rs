@@ -8,6 +8,8 @@ mod balancer;
 mod error;
 mod events;
 mod firewall;
+#[allow(dead_code, unused_imports, reason = "the rate limiter and the balancers will use it")]
+mod flow_table;
 mod interface;
 #[allow(dead_code, reason = "the rate limiter will use the rest")]
 mod lpm;

@@ -11,9 +11,12 @@ use bytemuck::Pod;
 use crate::{
     AttachOptions, Attachment, Error, Pipeline, Result, Stats, TestRun, Verdict,
     abi::{event::EventsState, reason::Counters},
+    flow_table::{FlowTable, Secret, Shape},
     pin,
     sys::{
+        self,
         map::{Map, PerCpu, TypedMap},
+        mmap::LongMapping,
         object::{Loaded, Plan},
         program::Program,
     },
@@ -189,6 +192,41 @@ impl StageCore {
 
     pub(crate) fn per_cpu<V: Pod>(&self, name: &str) -> PerCpu<'_, V> {
         PerCpu::new(self.map(name))
+    }
+
+    #[allow(dead_code, reason = "the rate limiter and the balancers will use it")]
+    /// Draws the secret of a new flow table (`FLOW_TABLE(name, ...)` in C), whose map of lines was sized by this shape.
+    /// Before that, programs find nothing in it and have no room.
+    pub(crate) fn create_flow_table(&self, name: &str, shape: Shape) -> Result<FlowTable<LongMapping>> {
+        let mut words = [0_u64; 64];
+        let mut left = 0;
+        let secret = Secret::draw(|| {
+            if left == 0 {
+                sys::fill_random(bytemuck::bytes_of_mut(&mut words));
+                left = words.len();
+            }
+            left -= 1;
+            words[left]
+        });
+        let [lines, header] = self.flow_table_maps(name)?;
+        Ok(FlowTable::create(lines, header, shape, secret))
+    }
+
+    #[allow(dead_code, reason = "as above")]
+    /// A flow table that an earlier process has created.
+    pub(crate) fn adopt_flow_table(&self, name: &str) -> Result<FlowTable<LongMapping>> {
+        let [lines, header] = self.flow_table_maps(name)?;
+        let table = FlowTable::open(lines, header).ok_or_else(|| {
+            let broken = std::io::Error::other("its header and its lines do not fit together");
+            self.map(&format!("{name}_table")).error("open it", broken)
+        })?;
+        table.heal();
+        Ok(table)
+    }
+
+    fn flow_table_maps(&self, name: &str) -> Result<[LongMapping; 2]> {
+        let open = |part: &str| LongMapping::new(self.map(&format!("{name}_{part}")));
+        Ok([open("lines")?, open("table")?])
     }
 }
 

@@ -18,6 +18,7 @@
 //! ```
 
 mod cost;
+mod flow_table;
 mod flows;
 mod kernel;
 mod layout;
@@ -31,6 +32,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 pub use cost::{Cost, Table};
+pub use flow_table::{FlowAnswer, FlowOperation, FlowProbe, FlowRank, FlowStress};
 pub use flows::{Random, random_v4, random_v6};
 use kernel::{Programs, Run};
 use layout::Layout;

@@ -64,6 +64,26 @@ impl AsRef<[AtomicU32]> for Mapping {
     }
 }
 
+/// The same, as words of 64 bits.
+#[derive(Debug)]
+pub(crate) struct LongMapping(Mapping);
+
+impl LongMapping {
+    /// # Panics
+    /// As [`Mapping::new`].
+    pub(crate) fn new(map: &Map) -> Result<Self> {
+        Mapping::new(map).map(Self)
+    }
+}
+
+impl AsRef<[AtomicU64]> for LongMapping {
+    fn as_ref(&self) -> &[AtomicU64] {
+        // SAFETY: as for the words of 32 bits: the mapping starts on a page and is of whole 8-byte words. Nobody gets both
+        // views of one mapping.
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.words / 2) }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: this is the mapping that `new` made, and nobody borrows from it any more.

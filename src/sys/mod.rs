@@ -67,6 +67,18 @@ pub(crate) fn monotonic() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
 }
 
+/// Fills a buffer with random bytes that nobody can guess.
+pub(crate) fn fill_random(buffer: &mut [u8]) {
+    let mut done = 0;
+    while done < buffer.len() {
+        let rest = &mut buffer[done..];
+        // SAFETY: the kernel writes at most so many bytes to a live buffer.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        // Only a signal can interrupt it, before the pool is ready or in the middle of a long read.
+        done += usize::try_from(got).unwrap_or(0);
+    }
+}
+
 /// The running kernel's release, such as `6.1.0-40-amd64`.
 pub(crate) fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// The values of an array map created with `BPF_F_MMAPABLE`, as words that programs and this process read and write.
 #[derive(Debug)]
@@ -38,6 +38,17 @@ impl AsRef<[AtomicU32]> for MapMemory {
     fn as_ref(&self) -> &[AtomicU32] {
         // SAFETY: the mapping is page-aligned, readable, writable and at least this long until it is dropped.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+}
+
+/// The same, as words of 64 bits.
+#[derive(Debug)]
+pub struct LongMemory(pub(crate) MapMemory);
+
+impl AsRef<[AtomicU64]> for LongMemory {
+    fn as_ref(&self) -> &[AtomicU64] {
+        // SAFETY: as for the words of 32 bits; the mapping starts on a page, and half as many fit into it.
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.words / 2) }
     }
 }
 
