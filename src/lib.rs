@@ -15,6 +15,7 @@ mod interface;
 mod lpm;
 pub mod maglev;
 mod monitor;
+mod nat_balancer;
 mod packet;
 mod pin;
 mod pipeline;
@@ -36,6 +37,10 @@ pub use firewall::{
 pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
+pub use nat_balancer::{
+    Connection, ConnectionCounts, ConnectionState, NatBackend, NatBackendStats, NatBalancer, NatConfig, NatEvent,
+    NatEventKind, NatMode, NatService, NatServiceStats, NatTimeouts, Scheduler,
+};
 pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 pub use pin::{Pinned, pinned, remove_pins};
 pub use pipeline::{Pipeline, Position};

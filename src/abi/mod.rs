@@ -3,6 +3,7 @@
 pub(crate) mod event;
 pub(crate) mod firewall;
 pub(crate) mod monitor;
+pub(crate) mod nat_balancer;
 pub(crate) mod packet;
 pub(crate) mod reason;
 pub(crate) mod service;

@@ -14,3 +14,8 @@ pub(crate) mod firewall {
 pub(crate) mod monitor {
     include!(concat!(env!("OUT_DIR"), "/monitor.skel.rs"));
 }
+
+/// `bpf/nat_balancer.bpf.c`
+pub(crate) mod nat_balancer {
+    include!(concat!(env!("OUT_DIR"), "/nat_balancer.skel.rs"));
+}
