@@ -74,119 +74,276 @@ static __always_inline void nat_ask_for_connection(struct nat_wish *wish, const 
 	wish->hash = nat_slot_hash(b, service, q);
 }
 
-SEC("xdp.frags")
-int nat_balancer(struct xdp_md *ctx)
+/* The connection that a packet, or what an ICMP error quotes, belongs to: its record and 1, or 0. */
+static __always_inline __u64 nat_find(const struct nat_settings *s, const struct balancer_settings *b,
+				      const struct flow_table *t, struct nat_job *job, __u32 vip, __u32 number,
+				      __u32 now)
 {
-	struct xdpkit_counters *all = stage_counters();
+	struct service *service;
+
+	if (!number)
+		return nat_find_backend(s, &job->packet, vip);
+	service = bpf_map_lookup_elem(&services, &number);
+	if (!service)
+		return 0;
+	nat_ask_for_connection(&job->wish, b, t, service, number, &job->packet, now);
+	return nat_find_client(s, service, &job->wish);
+}
+
+/* The same of what an error quotes. Answers NAT_ERROR_BACKEND too when it comes from a backend's side. */
+#define NAT_ERROR_BACKEND (1ULL << 40)
+
+__attribute__((noinline, weak)) __u64 nat_find_quoted(struct xdp_md *ctx, __u32 now)
+{
 	struct balancer_settings *b = balancer_settings();
 	const struct flow_table *t = flows_open();
-	__u32 reason, vip, number, now, tcp_flags = 0;
+	struct nat_settings *s = nat_settings();
+	struct nat_job *job = nat_job();
+	__u32 vip, number;
+	__u64 found;
+
+	if (!b || !s || !t || !job || !nat_read_error(ctx, &job->packet))
+		return 0;
+	vip = job->packet.ipv6 ? vip_find6(b, (const struct in6_addr *)job->packet.destination) :
+				 vip_find4(b, job->packet.destination[0]);
+	if (!vip && !s->destination_only)
+		return 0;
+	number = vip ? service_find(b, vip, job->packet.protocol, job->packet.destination_port) : 0;
+	found = nat_find(s, b, t, job, vip, number, now);
+	return found && !number ? found | NAT_ERROR_BACKEND : found;
+}
+
+/* What a packet is to us. */
+enum nat_kind {
+	NAT_SEGMENT = 0,  /* TCP or UDP with its header */
+	NAT_FRAGMENT = 1, /* of such, without it */
+	NAT_ERROR = 2,    /* an ICMP error about such */
+};
+
+/* What nat_track() made of it, packed into the scalar that a global function may return. */
+union nat_tracked {
+	__u64 packed;
+	struct {
+		__u32 record;
+		__u32 reason; /* REASON_NONE: the packet is of this connection */
+	};
+};
+
+/*
+ * Brings the packet's connection forward, or opens one. `record` is what was found, and `found` whether. Only packets
+ * that may say something new get here.
+ */
+__attribute__((noinline, weak)) __u64 nat_track(__u32 record, __u32 found, __u32 number)
+{
+	union nat_tracked tracked = { .record = record, .reason = REASON_NONE };
 	struct nat_settings *s = nat_settings();
 	struct nat_job *job = nat_job();
 	struct nat_connection *r;
-	struct service *service;
-	struct backend *backend;
 	union nat_opened opened;
-	bool from_backend;
-	struct packet p;
-	__u64 bytes, found, word = 0;
 	int step;
 
-	if (!all || !b || !s || !t || !job)
-		return XDP_ABORTED;
-	reason = parse(ctx, &p);
-	bytes = frame_bytes(ctx, &p);
-	/* What is malformed or deeper than we look is the host's. */
-	if (reason != REASON_NONE)
-		return stage_end(ctx, all, bytes, reason, XDP_PASS);
-	if (p.network < NETWORK_IPV4)
-		return stage_end(ctx, all, bytes, REASON_NOT_FOR_VIP, XDP_PASS);
-	vip = nat_read(b, &job->packet, &p);
-	if (!vip && !s->destination_only)
-		return stage_end(ctx, all, bytes, REASON_NOT_FOR_VIP, XDP_PASS);
-	if (p.fragment != FRAGMENT_NONE || (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP) ||
-	    !p.transport_header)
-		return stage_end(ctx, all, bytes, REASON_NO_SERVICE, XDP_PASS);
-
-	now = bpf_jiffies64();
-	job->packet.source_port = p.udp->source;
-	job->packet.destination_port = p.udp->dest;
-	number = vip ? service_find(b, vip, p.protocol, p.udp->dest) : 0;
-	from_backend = !number;
-	if (from_backend) {
-		found = nat_find_backend(s, &job->packet, vip);
-		if (!found)
-			return stage_end(ctx, all, bytes, vip ? REASON_NO_SERVICE : REASON_NOT_FOR_VIP, XDP_PASS);
-	} else {
-		service = bpf_map_lookup_elem(&services, &number);
-		if (!service)
-			return XDP_ABORTED;
-		nat_ask_for_connection(&job->wish, b, t, service, number, &job->packet, now);
-		found = nat_find_client(s, service, &job->wish);
-	}
-	if ((p.network == NETWORK_IPV6 ? p.ip6->hop_limit : p.ip4->ttl) <= 1)
-		return stage_end(ctx, all, bytes, REASON_HOP_LIMIT, XDP_PASS);
-	if (p.protocol == IPPROTO_TCP)
-		tcp_flags = p.tcp->flags;
-
+	if (!s || !job)
+		return tracked.packed;
 	/* Found; and once more where a connection begins. */
 	for (int i = 0; i < 3; i++) {
 		if (!found) {
-			if (p.protocol == IPPROTO_TCP &&
-			    (tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
-				return stage_end(ctx, all, bytes, REASON_NO_CONNECTION, XDP_DROP);
+			tracked.reason = REASON_NO_CONNECTION;
+			if (job->wish.flags & NAT_TCP &&
+			    (job->segment.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
+				return tracked.packed;
 			opened.packed = nat_open(&job->wish);
 			nat_count_opened(number, opened.record, opened.reason, job->wish.flags);
+			tracked.packed = opened.packed;
 			if (opened.reason != REASON_NONE)
-				return stage_end(ctx, all, bytes, opened.reason, XDP_DROP);
-			found = (__u64)opened.record + 1;
+				return tracked.packed;
 		}
-		r = nat_record(s, found - 1);
+		r = nat_record(s, tracked.record);
 		if (!r)
-			return XDP_ABORTED;
-		word = NAT_ONCE(r->word);
+			return tracked.packed;
+		job->segment.word = NAT_ONCE(r->word);
+		job->segment.record = tracked.record;
 		step = NAT_LOST;
-		if (!nat_is_dead(s, word, now)) {
-			/* Most packets say nothing new; a quarter of a second is exact enough for timeouts. */
-			if ((nat_flags(word) & (NAT_CONFIRMED | NAT_RST_CLIENT | NAT_RST_BACKEND)) == NAT_CONFIRMED &&
-			    !(tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))) {
-				if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2))
-					__sync_val_compare_and_swap(&r->word, word,
-								    (word & ~NAT_STAMP_MASK) | now);
-				break;
-			}
-			step = nat_step_of(&job->segment, &p, found - 1, word, from_backend, now);
+		if (!nat_is_dead(s, job->segment.word, job->segment.now)) {
+			step = nat_step(&job->segment);
 			if (step == NAT_GOES_ON)
-				break;
+				return tracked.packed;
 		}
-		if (from_backend)
-			return stage_end(ctx, all, bytes, REASON_NO_SERVICE, XDP_PASS);
+		if (job->segment.from_backend)
+			break;
 		if (step == NAT_BEGINS_ANEW)
-			nat_end(found - 1, word, now);
-		found = 0;
+			nat_end(tracked.record, job->segment.word, job->segment.now);
+		found = false;
 	}
-	/* Others were quicker, twice. */
-	if (!found)
-		return stage_end(ctx, all, bytes, REASON_CONNECTION_RACE, XDP_DROP);
+	/* Others were quicker, twice; or it has just ended. */
+	tracked.reason = job->segment.from_backend ? REASON_NO_SERVICE : REASON_CONNECTION_RACE;
+	return tracked.packed;
+}
 
-	number = found - 1;
-	r = nat_record(s, number);
+static __always_inline void nat_read_segment(struct nat_segment *g, const struct packet *p, bool from_backend,
+					     __u32 now)
+{
+	g->from_backend = from_backend;
+	g->tcp_flags = 0;
+	g->now = now;
+	if (p->protocol != IPPROTO_TCP)
+		return;
+	g->tcp_flags = p->tcp->flags;
+	g->sequence = bpf_ntohl(p->tcp->seq);
+	g->acknowledged = bpf_ntohl(p->tcp->ack_seq);
+	g->length = p->network_end - p->at + sizeof(struct tcphdr) - p->tcp->doff * 4;
+}
+
+/* Asks for the counters at the end: the stack is short, and this costs no more than having them all the way. */
+static __always_inline int nat_done(struct xdp_md *ctx, const struct nat_job *job, __u32 reason, __u32 action)
+{
+	struct xdpkit_counters *all = stage_counters();
+
+	return all ? stage_end(ctx, all, job->bytes, reason, action) : XDP_ABORTED;
+}
+
+SEC("xdp.frags")
+int nat_balancer(struct xdp_md *ctx)
+{
+	__u32 reason, number = 0, now, action, tcp_flags = 0, kind = NAT_SEGMENT;
+	struct balancer_settings *b = balancer_settings();
+	const struct flow_table *t = flows_open();
+	struct nat_settings *s = nat_settings();
+	struct nat_job *job = nat_job();
+	union nat_outcome outcome;
+	union nat_tracked tracked;
+	struct nat_connection *r;
+	struct backend *backend;
+	__u64 found, word;
+	bool from_backend;
+	struct packet p;
+
+	if (!b || !s || !t || !job)
+		return XDP_ABORTED;
+	reason = parse(ctx, &p);
+	job->bytes = frame_bytes(ctx, &p);
+	/* What is malformed or deeper than we look is the host's. */
+	if (reason != REASON_NONE)
+		return nat_done(ctx, job, reason, XDP_PASS);
+	if (p.network < NETWORK_IPV4)
+		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
+	job->length = p.network_end - p.network_at;
+	job->vip = nat_read(b, &job->packet, &p);
+	if (!job->vip && !s->destination_only)
+		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
+	now = bpf_jiffies64();
+	if (p.fragment == FRAGMENT_LATER) {
+		kind = NAT_FRAGMENT;
+		number = nat_recall_fragment(ctx);
+		if (!number)
+			return nat_done(ctx, job, job->vip ? REASON_FRAGMENT_UNKNOWN : REASON_NOT_FOR_VIP,
+					 job->vip ? XDP_DROP : XDP_PASS);
+		found = (__u64)(number >> NAT_FRAGMENT_RECORD_SHIFT) + 1;
+		from_backend = number & NAT_FRAGMENT_BACKEND;
+	} else if (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP) {
+		if (!p.transport_header)
+			return XDP_ABORTED;
+		if (p.protocol == IPPROTO_TCP)
+			tcp_flags = p.tcp->flags;
+		job->packet.source_port = p.udp->source;
+		job->packet.destination_port = p.udp->dest;
+		number = job->vip ? service_find(b, job->vip, p.protocol, p.udp->dest) : 0;
+		from_backend = !number;
+		found = nat_find(s, b, t, job, job->vip, number, now);
+	} else if (p.protocol == (p.network == NETWORK_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) &&
+		   p.fragment == FRAGMENT_NONE && p.transport_header && nat_is_error(&p)) {
+		kind = NAT_ERROR;
+		found = nat_find_quoted(ctx, now);
+		from_backend = found & NAT_ERROR_BACKEND;
+		found &= ~NAT_ERROR_BACKEND;
+		if (!found)
+			return nat_done(ctx, job, job->vip ? REASON_ERROR_UNKNOWN : REASON_NOT_FOR_VIP, XDP_PASS);
+	} else {
+		outcome.packed = nat_other(ctx, job->vip);
+		return nat_done(ctx, job, outcome.reason, outcome.action);
+	}
+	/* Neither to a service nor of a connection. */
+	if (!found && from_backend)
+		return nat_done(ctx, job, job->vip ? REASON_NO_SERVICE : REASON_NOT_FOR_VIP, XDP_PASS);
+	if ((p.network == NETWORK_IPV6 ? p.ip6->hop_limit : p.ip4->ttl) <= 1)
+		return nat_done(ctx, job, REASON_HOP_LIMIT, XDP_PASS);
+
+	r = nat_record(s, found - 1);
 	if (!r)
 		return XDP_ABORTED;
+	word = NAT_ONCE(r->word);
+	if (found && !nat_is_dead(s, word, now) &&
+	    (kind != NAT_SEGMENT ||
+	     ((nat_flags(word) & (NAT_CONFIRMED | NAT_RST_CLIENT | NAT_RST_BACKEND)) == NAT_CONFIRMED &&
+	      !(tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))) {
+		/* Most packets say nothing new; a quarter of a second is exact enough for timeouts. */
+		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2))
+			__sync_val_compare_and_swap(&r->word, word, (word & ~NAT_STAMP_MASK) | now);
+		number = found - 1;
+	} else {
+		if (kind != NAT_SEGMENT)
+			return nat_done(ctx, job, job->vip ? REASON_NO_CONNECTION : REASON_NOT_FOR_VIP,
+					 job->vip ? XDP_DROP : XDP_PASS);
+		nat_read_segment(&job->segment, &p, from_backend, now);
+		tracked.packed = nat_track(found - 1, !!found, number);
+		if (tracked.reason == REASON_NO_CONNECTION) {
+			outcome.packed = nat_refuse(ctx, tracked.reason);
+			return nat_done(ctx, job, outcome.reason, outcome.action);
+		}
+		if (tracked.reason != REASON_NONE)
+			return nat_done(ctx, job, tracked.reason,
+					 tracked.reason == REASON_NO_SERVICE ? XDP_PASS : XDP_DROP);
+		number = tracked.record;
+		r = nat_record(s, number);
+		if (!r)
+			return XDP_ABORTED;
+		word = job->segment.word;
+	}
+
 	backend = nat_backend(r);
 	if (!backend || backend->flags & BACKEND_KILLED) {
 		nat_end(number, word, now);
-		return stage_end(ctx, all, bytes, REASON_BACKEND_KILLED, XDP_DROP);
+		outcome.packed = nat_refuse(ctx, REASON_BACKEND_KILLED);
+		return nat_done(ctx, job, outcome.reason, outcome.action);
 	}
 	if (!nat_translation(&job->way.to, r, backend, from_backend))
-		return stage_end(ctx, all, bytes, REASON_NO_SERVICE, XDP_PASS);
+		return nat_done(ctx, job, REASON_NO_SERVICE, XDP_PASS);
 	if (from_backend)
 		nat_way_to_client(ctx, s, number, r, &job->way, now);
 	else
 		nat_way_to_backend(ctx, r->backend, backend, &job->way);
-	nat_count(r->backend, r->service, from_backend, bytes);
+	nat_count(r->backend, r->service, from_backend, job->bytes);
 	/* What was read of the record is of one connection only if it is still that one's. */
 	if ((NAT_ONCE(r->word) ^ word) >> NAT_GENERATION_SHIFT)
-		return stage_end(ctx, all, bytes, REASON_CONNECTION_RACE, XDP_DROP);
-	return nat_send(ctx, all, &p, bytes, from_backend, &job->way);
+		return nat_done(ctx, job, REASON_CONNECTION_RACE, XDP_DROP);
+	if (job->way.state == NEXT_HOP_NO_ROUTE)
+		return nat_done(ctx, job, REASON_NO_ROUTE, XDP_DROP);
+
+	reason = from_backend ? REASON_ANSWERED : REASON_FORWARDED;
+	if (p.fragment == FRAGMENT_FIRST)
+		nat_remember_fragment(ctx, number, word, from_backend);
+	if (job->way.state != NEXT_HOP_FOUND) {
+		reason = REASON_UNRESOLVED;
+	} else if (job->length > job->way.mtu) {
+		if (p.network == NETWORK_IPV6 || p.ip4->frag_off & bpf_htons(IP_DF)) {
+			outcome.packed = nat_too_big(ctx, job->way.mtu, r->service,
+						     p.network == NETWORK_IPV6);
+			return nat_done(ctx, job, outcome.reason, outcome.action);
+		}
+		reason = REASON_TOO_BIG;
+		job->way.state = NEXT_HOP_UNKNOWN;
+	}
+	if (kind == NAT_ERROR) {
+		if (!nat_translate_error(ctx, &job->way.to, nat_keeps_source(&p, r, backend, from_backend)))
+			return XDP_ABORTED;
+		if (reason != REASON_UNRESOLVED)
+			reason = REASON_ERROR_FORWARDED;
+	} else {
+		translate(&p, &job->way.to);
+	}
+	/* The host's stack sends it, fragments it, or finds out the neighbour's address on the way. */
+	if (job->way.state != NEXT_HOP_FOUND)
+		return nat_done(ctx, job, reason, XDP_PASS);
+	__builtin_memcpy(p.eth, job->way.macs, sizeof(job->way.macs));
+	action = job->way.interface == ctx->ingress_ifindex ? XDP_TX : (int)bpf_redirect(job->way.interface, 0);
+	return nat_done(ctx, job, reason, action);
 }

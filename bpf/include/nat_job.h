@@ -72,12 +72,12 @@ struct nat_job {
 	struct nat_segment segment;
 	struct nat_way way;
 	struct flow_claim claim;
+	__u64 bytes; /* of the frame */
+	__u32 vip;   /* number of its destination, 0 for none of ours */
+	__u32 length; /* of the IP packet */
 	/* What outlives the packet. */
-	__u64 identification; /* of translated fragments */
-	__u32 tick;           /* jiffies of the counts below */
-	__u32 asked;          /* ways to clients that were asked for again */
-	__u32 answers;        /* ICMP messages and RSTs of our own */
-	__u32 reserved;
+	__u32 tick;  /* jiffies of the count below */
+	__u32 asked; /* ways to clients that were asked for again */
 };
 
 PER_CPU_ARRAY(nat_jobs, struct nat_job);

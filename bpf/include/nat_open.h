@@ -175,10 +175,17 @@ enum nat_trial {
 	NAT_OCCUPIED = 1,
 };
 
+/* Whether a port of a virtual address belongs to a service. */
+__attribute__((noinline, weak)) int nat_port_is_served(__u32 address, __u32 protocol, __u32 port)
+{
+	struct balancer_settings *b = balancer_settings();
+
+	return b && service_find(b, address, protocol, port) != 0;
+}
+
 /* Tries one place; with `force`, that of the victim. */
 __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt, __u32 force)
 {
-	struct balancer_settings *b = balancer_settings();
 	struct nat_settings *s = nat_settings();
 	__u32 number, backend_number, age;
 	struct nat_connection *r;
@@ -186,7 +193,7 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 	struct backend *backend;
 	__u64 word;
 
-	if (!wish || !s || !b)
+	if (!wish || !s)
 		return NAT_OCCUPIED;
 	number = wish->service;
 	backend_number = wish->backend;
@@ -214,7 +221,7 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 	}
 	/* A port of this address that belongs to a service is not for us: its clients' packets would look the same. */
 	if (!(service->flags & NAT_DESTINATION_ONLY) &&
-	    service_find(b, wish->address, service->protocol, wish->port))
+	    nat_port_is_served(wish->address, service->protocol, wish->port))
 		return NAT_OCCUPIED;
 	if (!nat_claim(r, word, wish->now))
 		return NAT_OCCUPIED;
@@ -238,18 +245,23 @@ static __always_inline __u32 nat_find_place(struct nat_wish *wish)
 	return wish->own >= NAT_ATTEMPTS ? REASON_PORTS_EXHAUSTED : REASON_CONNECTIONS_FULL;
 }
 
-/* Whether a record, of this word, is the one that a key is about. */
-__attribute__((noinline, weak)) int nat_is_of_key(__u32 record, __u64 word, __u64 key)
+/* The key of a record's client and its service; or, with `of_backend`, the backend whose clients keep their address. */
+__attribute__((noinline, weak)) __u64 nat_key_of(__u32 record, __u32 flags, __u32 of_backend)
 {
 	struct nat_connection *r = bpf_map_lookup_elem(&connections, &record);
 	const struct flow_table *t = flows_open();
-	bool ipv6 = nat_flags(word) & NAT_IPV6;
 
 	if (!r || !t)
-		return false;
-	return nat_key(t, r->client, r->client_port, r->service, ipv6) == key ||
-	       (nat_flags(word) & NAT_KEPT_SOURCE &&
-		nat_key(t, r->client, r->client_port, NAT_KEY_OF_BACKEND | r->address, ipv6) == key);
+		return 0;
+	return nat_key(t, r->client, r->client_port, of_backend ? NAT_KEY_OF_BACKEND | r->address : r->service,
+		       flags & NAT_IPV6);
+}
+
+/* Whether a record with these flags is the one that a key is about. */
+__attribute__((noinline, weak)) int nat_is_of_key(__u32 record, __u32 flags, __u64 key)
+{
+	return nat_key_of(record, flags, false) == key ||
+	       (flags & NAT_KEPT_SOURCE && nat_key_of(record, flags, true) == key);
 }
 
 /* Ends the unconfirmed connection whose entry in the flow table went for another. */
@@ -261,7 +273,7 @@ __attribute__((noinline, weak)) int nat_end_victim(__u64 key, __u32 record, __u3
 	if (!r)
 		return 0;
 	word = NAT_ONCE(r->word);
-	if (!(nat_flags(word) & NAT_LIVE) || nat_is_kept(nat_flags(word)) || !nat_is_of_key(record, word, key) ||
+	if (!(nat_flags(word) & NAT_LIVE) || nat_is_kept(nat_flags(word)) || !nat_is_of_key(record, nat_flags(word), key) ||
 	    !nat_drop(r, word, now))
 		return 0;
 	nat_count_own(NAT_EVICTED);
@@ -284,7 +296,7 @@ __attribute__((noinline, weak)) __u64 nat_examine(__u64 key, __u32 now)
 	if (!r)
 		return 0;
 	word = NAT_ONCE(r->word);
-	if (nat_is_of_key(record, word, key)) {
+	if (nat_is_of_key(record, nat_flags(word), key)) {
 		if (!nat_is_dead(s, word, now))
 			return found;
 		nat_drop(r, word, now);
@@ -296,6 +308,13 @@ __attribute__((noinline, weak)) __u64 nat_examine(__u64 key, __u32 now)
 #define NAT_ENTERED 0
 #define NAT_NO_ROOM 1
 #define NAT_EXISTS 2
+
+__attribute__((noinline, weak)) int nat_publish(__u32 record, __u32 now)
+{
+	struct nat_job *job = nat_job();
+
+	return job && flows_publish(&job->claim, nat_value(record, now));
+}
 
 /* Makes a key lead to a record. */
 __attribute__((noinline, weak)) __u32 nat_enter(__u64 key, __u32 record, __u32 now)
@@ -314,7 +333,7 @@ __attribute__((noinline, weak)) __u32 nat_enter(__u64 key, __u32 record, __u32 n
 		if (answer == FLOW_FULL)
 			return NAT_NO_ROOM;
 		if (answer == FLOW_TAKEN) {
-			if (flows_publish(&job->claim, nat_value(record, now)))
+			if (nat_publish(record, now))
 				return NAT_ENTERED;
 		} else if (nat_examine(key, now)) {
 			return NAT_EXISTS;

@@ -200,6 +200,26 @@ static __always_inline bool nat_translation(struct translation *to, const struct
 	return true;
 }
 
+/*
+ * Whether the source of an ICMP error is to be left alone: where clients keep their address, so do the routers on the
+ * way; only the backend itself appears by its virtual address.
+ */
+static __always_inline bool nat_keeps_source(const struct packet *p, const struct nat_connection *r,
+					     const struct backend *backend, bool from_backend)
+{
+	__be64 source[2] = { 0, 0 };
+
+	if (!(nat_flags(NAT_ONCE(r->word)) & NAT_KEPT_SOURCE))
+		return false;
+	if (!from_backend)
+		return true;
+	if (p->network == NETWORK_IPV4)
+		source[0] = p->ip4->saddr;
+	else
+		__builtin_memcpy(source, &p->ip6->saddr, 16);
+	return source[0] != backend->address[0] || source[1] != backend->address[1];
+}
+
 /* ---- the way ------------------------------------------------------------------------------------------ */
 
 static __always_inline void nat_take_hop(struct nat_way *way, const struct next_hop *hop)

@@ -6,11 +6,6 @@
 #include "nat_open.h"
 #include "event.h"
 
-#define TCP_FIN 1
-#define TCP_SYN 2
-#define TCP_RST 4
-#define TCP_ACK 16
-
 /* How far beyond the backend's SYN a client that confirms it may be, when data came with it (RFC 7413). */
 #define NAT_EARLY_WINDOW 16384
 
@@ -69,19 +64,13 @@ __attribute__((noinline, weak)) int nat_keep_entry(__u64 key)
 /* A confirmed connection may not go for a newer one: tells the flow table. */
 __attribute__((noinline, weak)) int nat_confirm(__u32 record, __u32 flags, __u32 now)
 {
-	struct nat_connection *r = bpf_map_lookup_elem(&connections, &record);
-	const struct flow_table *t = flows_open();
-	bool ipv6 = flags & NAT_IPV6;
-	__u64 key;
+	__u64 key = nat_key_of(record, flags, false);
 
-	if (!r || !t)
-		return 0;
-	key = nat_key(t, r->client, r->client_port, r->service, ipv6);
 	/* It may just have gone: then it comes back. */
 	if (!nat_keep_entry(key) && nat_enter(key, record, now) == NAT_ENTERED)
 		nat_keep_entry(key);
 	if (flags & NAT_KEPT_SOURCE) {
-		key = nat_key(t, r->client, r->client_port, NAT_KEY_OF_BACKEND | r->address, ipv6);
+		key = nat_key_of(record, flags, true);
 		if (!nat_keep_entry(key) && nat_enter(key, record, now) == NAT_ENTERED)
 			nat_keep_entry(key);
 	}

@@ -233,6 +233,8 @@ macro_rules! setters {
 const RECORDS_A_FLOW: u32 = 2;
 /// Where clients keep their address, a connection has two entries.
 const ENTRIES_A_FLOW: u32 = 2;
+/// Fragmented datagrams that are followed at once, at least.
+pub(super) const FRAGMENTS: u32 = 1 << 14;
 /// As in the balancers' indices.
 const SPREAD: u32 = 16;
 
@@ -301,6 +303,7 @@ impl NatConfig {
         all.extend([
             ("connections", self.records()),
             ("flows_lines", Shape::of_capacity(self.capacity * ENTRIES_A_FLOW).total()),
+            ("fragments_lines", Shape::of_capacity(FRAGMENTS).total()),
             ("loads", self.backends + 1),
             ("backend_index", self.index()),
             ("events", self.ring_bytes),

@@ -30,7 +30,6 @@ use crate::{
         Book, Target,
         book::{backend_stats, service_stats},
     },
-    flow_table::Secret,
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{self, clock::Clock, mmap::LongMapping, object::Plan},
 };
@@ -119,8 +118,7 @@ impl NatBalancer {
         };
         let settings = config.settings(hertz, std::array::from_fn(|_| random()))?;
         let core = StageCore::load(&KIND, &config.name, &sizes)?;
-        let secret = Secret::draw(random);
-        let connections = Arc::new(Connections::create(&core, clock, &settings, config.shape(), secret)?);
+        let connections = Arc::new(Connections::create(&core, clock, &settings, config.shape(), random)?);
         let rule = NatRule::new(Arc::clone(&connections), LongMapping::new(core.map("backend_index"))?);
         let mut book = Book::new(&core, &config.book(hertz), rule)?;
         for address in &config.addresses {

@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use super::config::FRAGMENTS;
 use crate::{
     Result,
     abi::nat_balancer::{
@@ -13,7 +14,7 @@ use crate::{
         IPV6, KEPT_SOURCE, LIVE, NUMBER_MAX, RST_BACKEND, RST_CLIENT, STATES, Settings, TCP, VALUE_RECORD,
     },
     balancer::store::Table,
-    flow_table::{FlowTable, Shape},
+    flow_table::{FlowTable, Secret, Shape},
     stage::StageCore,
     sys::{clock::Clock, mmap::LongMapping},
 };
@@ -69,17 +70,23 @@ impl Judge {
 }
 
 impl Connections {
+    /// Over new tables, with secrets that `random` makes.
     pub(super) fn create(
         core: &StageCore,
         clock: Clock,
         settings: &Settings,
         shape: Shape,
-        secret: crate::flow_table::Secret,
+        random: impl Fn() -> u64,
     ) -> Result<Self> {
-        let flows = FlowTable::create(mapping(core, "flows_lines")?, mapping(core, "flows_table")?, shape, secret);
-        let table = Table::of(core, "nat")?;
-        table.write(0, settings);
-        Self::with(core, clock, flows, table)
+        let table = |name: [&str; 2], shape| -> Result<_> {
+            Ok(FlowTable::create(mapping(core, name[0])?, mapping(core, name[1])?, shape, Secret::draw(&random)))
+        };
+        let flows = table(["flows_lines", "flows_table"], shape)?;
+        // Nothing of it is ours to read: programs find it ready.
+        table(["fragments_lines", "fragments_table"], Shape::of_capacity(FRAGMENTS))?;
+        let settings_of = Table::of(core, "nat")?;
+        settings_of.write(0, settings);
+        Self::with(core, clock, flows, settings_of)
     }
 
     /// Over an earlier process's tables; `None` when they are not what they should be.

@@ -96,6 +96,23 @@ impl Bench {
         self.run(Side::Backends, &frame.clone().macs(BACKEND_MAC, self.back_mac).build())
     }
 
+    /// Source and destination of frames from clients to the balancer; and the others.
+    pub(crate) fn macs_of_clients(&self) -> ([u8; 6], [u8; 6]) {
+        (CLIENT_MAC, self.front_mac)
+    }
+
+    pub(crate) fn macs_to_clients(&self) -> ([u8; 6], [u8; 6]) {
+        (self.front_mac, CLIENT_MAC)
+    }
+
+    pub(crate) fn macs_of_backends(&self) -> ([u8; 6], [u8; 6]) {
+        (BACKEND_MAC, self.back_mac)
+    }
+
+    pub(crate) fn macs_to_backends(&self) -> ([u8; 6], [u8; 6]) {
+        (self.back_mac, BACKEND_MAC)
+    }
+
     /// The frame as it must go to a backend.
     pub(crate) fn to_backend(&self, frame: &Frame) -> Outcome {
         let frame = frame.clone().macs(self.back_mac, BACKEND_MAC).build();
