@@ -1,25 +1,254 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* DsrBalancer: finds the service that a packet is for. */
+/*
+ * DsrBalancer: sends packets for a virtual address to a backend that answers the client itself, as they are to a
+ * neighbour, or inside an outer IP header. Which backend, a table says; flows are remembered only where it changes.
+ */
 #include "include/kernel.h"
 #include "include/parse.h"
 #include "include/stage.h"
 #include "include/service.h"
 #include "include/next_hop.h"
 #include "include/checksum.h"
+#include "include/encapsulate.h"
+#include "include/answer.h"
+#include "include/dsr_select.h"
 #include "abi/dsr_balancer.h"
+
+/* What becomes of a packet, packed into the scalar that a global function may return. */
+union verdict {
+	__u64 packed;
+	struct {
+		__u32 reason;
+		__u32 action;
+	};
+};
+
+static __always_inline __u64 verdict(__u32 reason, __u32 action)
+{
+	union verdict v = { .reason = reason, .action = action };
+
+	return v.packed;
+}
+
+/* A request for the way to a backend; in L2 mode, it must be a neighbour. */
+static __always_inline int find_way(struct xdp_md *ctx, const struct backend *backend, bool on_link,
+				    struct next_hop *hop)
+{
+	struct next_hop_request request;
+
+	*(any_u64 *)&request.destination[0] = backend->address[0];
+	*(any_u64 *)&request.destination[2] = backend->address[1];
+	request.family = backend->family;
+	request.flags = on_link ? NEXT_HOP_ON_LINK : 0;
+	return next_hop_find(ctx, &request, hop);
+}
+
+/*
+ * A neighbour without a MAC is found out by the host's stack when it has something to forward to it. The packet is for
+ * a virtual address, so it becomes something that the neighbour throws away without a word: an ICMP message of no known
+ * type (RFC 1122, 3.2.2), or an IPv6 packet without contents (RFC 8200, 4.7). Clients repeat what matters.
+ */
+__attribute__((noinline, weak)) int ask_for_neighbour(struct xdp_md *ctx, __u32 number)
+{
+	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+	struct packet p;
+	__be16 *icmp;
+
+	if (!backend || parse(ctx, &p) != REASON_NONE)
+		return false;
+	if (p.network == NETWORK_IPV4 && backend->family == NETWORK_IPV4) {
+		icmp = (void *)(p.ip4 + 1);
+		if ((void *)(icmp + 4) > p.end)
+			return false;
+		*(__u8 *)p.ip4 = 0x45;
+		p.ip4->tot_len = bpf_htons(28);
+		p.ip4->frag_off = 0;
+		p.ip4->ttl = 64;
+		p.ip4->protocol = IPPROTO_ICMP;
+		p.ip4->daddr = *(any_u32 *)backend->address;
+		p.ip4->check = csum_ipv4(p.ip4);
+		icmp[0] = bpf_htons(0xfd00);
+		icmp[1] = (__be16)~bpf_htons(0xfd00);
+		icmp[2] = 0;
+		icmp[3] = 0;
+		return true;
+	}
+	if (p.network == NETWORK_IPV6 && backend->family == NETWORK_IPV6) {
+		p.ip6->payload_len = 0;
+		p.ip6->nexthdr = 59;
+		p.ip6->hop_limit = 64;
+		__builtin_memcpy(&p.ip6->daddr, backend->address, 16);
+		return true;
+	}
+	return false;
+}
+
+/* A packet that does not fit. Global: few packets need it. Weak: see parse.h. */
+__attribute__((noinline, weak)) __u64 refuse_too_big(struct xdp_md *ctx, __u32 service, __u32 mtu, __u32 network,
+						     __u32 may_fragment)
+{
+	struct service_state *state = bpf_map_lookup_elem(&service_states, &service);
+	struct balancer_settings *now = balancer_settings();
+
+	if (!now || !state || may_fragment || !may_answer(now))
+		return verdict(REASON_TOO_BIG, XDP_DROP);
+	if (!(network == NETWORK_IPV4 ? answer_too_big4(ctx, mtu) : answer_too_big6(ctx, mtu)))
+		return verdict(REASON_TOO_BIG, XDP_DROP);
+	state->too_big++;
+	return verdict(REASON_TOO_BIG_ANSWERED, XDP_TX);
+}
+
+static __always_inline __u64 send(struct xdp_md *ctx, struct next_hop *hop, __u32 reason)
+{
+	return verdict(reason, next_hop_send(ctx, hop));
+}
+
+/* To a neighbour, as it is but for the MACs. */
+static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet *p, __u32 number,
+					struct next_hop *hop, __u32 reason)
+{
+	void *data = p->data;
+
+	if (hop->state == NEXT_HOP_UNRESOLVED)
+		return ask_for_neighbour(ctx, number) ? verdict(REASON_UNRESOLVED, XDP_PASS) :
+							verdict(REASON_UNRESOLVED, XDP_DROP);
+	if (data + sizeof(struct ethhdr) > p->end)
+		return verdict(REASON_NO_ROOM, XDP_DROP);
+	__builtin_memcpy(data, hop->macs, 12);
+	return send(ctx, hop, reason);
+}
+
+/* Inside an outer header. Without the next hop's MAC, the host's stack forwards it and finds it out. */
+static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner *inner, const struct backend *backend,
+					  struct next_hop *hop, __u32 hash, __u32 reason)
+{
+	const __u8 *macs = hop->state == NEXT_HOP_FOUND ? hop->macs : NULL;
+	struct dsr_settings *set;
+	struct ipv6hdr *outer6;
+	struct iphdr *outer4;
+	__be64 source[2];
+	__u32 zero = 0;
+
+	set = bpf_map_lookup_elem(&settings, &zero);
+	if (!set)
+		return verdict(REASON_NO_ROOM, XDP_DROP);
+	if (backend->family == NETWORK_IPV4) {
+		outer4 = make_room(ctx, inner, sizeof(*outer4), macs, bpf_htons(ETH_P_IP));
+		if (!outer4)
+			return verdict(REASON_NO_ROOM, XDP_DROP);
+		fill_outer4(outer4, inner, set->outer4 | (hash & set->outer4_mask), *(any_u32 *)backend->address);
+	} else {
+		outer6 = make_room(ctx, inner, sizeof(*outer6), macs, bpf_htons(ETH_P_IPV6));
+		if (!outer6)
+			return verdict(REASON_NO_ROOM, XDP_DROP);
+		source[0] = set->outer6[0];
+		source[1] = set->outer6[1] | (((__u64)hash << 32 | hash) & set->outer6_mask);
+		fill_outer6(outer6, inner, hash, source, backend->address);
+	}
+	return macs ? send(ctx, hop, reason) : verdict(REASON_UNRESOLVED, XDP_PASS);
+}
+
+static __always_inline __u32 no_way(const struct next_hop *hop)
+{
+	return hop->state == NEXT_HOP_OFF_LINK ? REASON_OFF_LINK : REASON_NO_ROUTE;
+}
+
+/* To the backend that was chosen, with the headers that `p` has found. */
+static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p, const struct choice *c, __u64 bytes)
+{
+	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &c->backend);
+	struct service *service = bpf_map_lookup_elem(&services, &c->service);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &c->backend);
+	__u32 overhead = 0, mtu;
+	struct inner inner;
+	bool ipip;
+
+	if (!state || !service || !backend)
+		return verdict(REASON_NO_BACKEND, XDP_DROP);
+	ipip = service->flags & DSR_IPIP;
+	if (p->network == NETWORK_IPV4 ? p->ip4->ttl <= 1 : p->ip6->hop_limit <= 1)
+		return verdict(REASON_HOP_LIMIT, XDP_PASS);
+	if (!next_hop_is_fresh(&state->hop))
+		find_way(ctx, backend, !ipip, &state->hop);
+	if (state->hop.state != NEXT_HOP_FOUND && state->hop.state != NEXT_HOP_UNRESOLVED)
+		return verdict(no_way(&state->hop), XDP_DROP);
+	inner_read(p, &inner);
+	if (ipip)
+		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	mtu = state->hop.mtu;
+	if (state->hop.state == NEXT_HOP_FOUND && inner.length + overhead > mtu)
+		return refuse_too_big(ctx, c->service, mtu - overhead, p->network, !inner.frag_off);
+
+	state->packets++;
+	state->bytes += bytes;
+	state->flows += c->opens;
+	if (p->network == NETWORK_IPV4)
+		ipv4_decrement_ttl(p->ip4);
+	else
+		p->ip6->hop_limit--;
+	if (ipip)
+		return forward_ipip(ctx, &inner, backend, &state->hop, c->hash, c->reason);
+	return forward_l2(ctx, p, c->backend, &state->hop, c->reason);
+}
 
 SEC("xdp.frags")
 int dsr_balancer(struct xdp_md *ctx)
 {
 	struct xdpkit_counters *all = stage_counters();
 	struct balancer_settings *now = balancer_settings();
+	union verdict v = { .reason = REASON_NOT_FOR_VIP, .action = XDP_PASS };
+	struct service_state *state;
+	struct choice c = {};
 	struct packet p;
-	__u32 reason;
+	__u32 vip = 0;
+	__u64 bytes;
+	bool first = false, again = false;
 
 	if (!all || !now)
 		return XDP_ABORTED;
-	reason = parse(ctx, &p);
-	if (reason == REASON_NONE && p.network == NETWORK_IPV4 && vip_find4(now, p.ip4->daddr))
-		reason = REASON_NONE;
-	return stage_end(ctx, all, frame_bytes(ctx, &p), reason, XDP_PASS);
+	v.reason = parse(ctx, &p);
+	bytes = frame_bytes(ctx, &p);
+	if (p.network == NETWORK_IPV4)
+		vip = vip_find4(now, p.ip4->daddr);
+	else if (p.network == NETWORK_IPV6)
+		vip = vip_find6(now, &p.ip6->daddr);
+	if (!vip) {
+		/* Malformed or not, it is none of ours. */
+		if (v.reason == REASON_NONE)
+			v.reason = REASON_NOT_FOR_VIP;
+		return stage_end(ctx, all, bytes, v.reason, XDP_PASS);
+	}
+	if (v.reason != REASON_NONE)
+		return stage_end(ctx, all, bytes, v.reason, XDP_DROP);
+
+	if (p.fragment == FRAGMENT_NONE && p.transport_header &&
+	    (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP)) {
+		choose_for_flow(&c, now, vip, &p);
+	} else {
+		first = choose_for_rest(ctx, &c, vip);
+		again = true;
+	}
+	if (c.reason == REASON_FORWARDED || c.reason == REASON_ERROR_FORWARDED)
+		choose_by_slot(&c);
+	if (c.backend && again) {
+		if (first)
+			fragment_remember(ctx, c.backend, c.service);
+		/* Once more: what was parsed is not kept across calls. */
+		if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+			choose(&c, REASON_NO_ROOM, XDP_DROP);
+	}
+	if (c.service) {
+		state = bpf_map_lookup_elem(&service_states, &c.service);
+		if (state) {
+			state->packets++;
+			state->bytes += bytes;
+			state->flows += c.opens;
+			state->no_backend += !c.backend && c.reason == REASON_NO_BACKEND;
+		}
+	}
+	if (c.backend) {
+		v.packed = forward(ctx, &p, &c, bytes);
+		return stage_end(ctx, all, bytes, v.reason, v.action);
+	}
+	return stage_end(ctx, all, bytes, c.reason, c.action);
 }

@@ -152,6 +152,14 @@ pub enum Error {
         /// The backend.
         backend: String,
     },
+    /// The kernel's routes could not be read.
+    #[error("cannot look up the route to {address}: {cause}")]
+    Route {
+        /// The address.
+        address: std::net::IpAddr,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
     /// A list waits for its confirmation; until then, the rules cannot be changed.
     #[error("the rules of `{stage}` wait for a confirmation and cannot be changed before")]
     ListPending {

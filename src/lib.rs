@@ -5,6 +5,7 @@ mod abi;
 mod attach;
 #[allow(dead_code, unused_imports, reason = "the balancers that use it are being built")]
 mod balancer;
+mod dsr_balancer;
 mod error;
 mod events;
 mod firewall;
@@ -28,6 +29,10 @@ mod test_run;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
+pub use dsr_balancer::{
+    DsrBackendEntry, DsrBalancer, DsrConfig, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
+    PlacementReason,
+};
 pub use error::{Error, Result};
 pub use events::Events;
 pub use firewall::{

@@ -163,6 +163,8 @@ reasons! {
     ErrorUnknown = 77, "error_unknown";
     /// Balancers: the driver left no room for another header.
     NoRoom = 78, "no_room";
+    /// `DsrBalancer`: the backend is to be a neighbour, but the way there leads through a gateway.
+    OffLink = 80, "off_link";
     /// `NatBalancer`: from a backend to its client.
     Answered = 90, "answered";
     /// `NatBalancer`: a TCP segment for a service that opens no connection and is of none; dropped.

@@ -21,10 +21,11 @@ enum nat_service_flags {
 
 /*
  * service.function: the numbers of the vips whose addresses those are, four to a word; then whose turn it is.
- * backend.function[0]: of backends whose clients keep their address, a number that all with that address,
- * port and protocol share.
+ * backend.function: NAT_TUPLE, of backends whose clients keep their address, is a number that all with that address, port
+ * and protocol share.
  */
 #define NAT_TURN 4
+#define NAT_TUPLE 1
 
 /* Numbers of services, and of those: they share 15 bits of a key. */
 #define NAT_NUMBER_MAX 0x3fff
@@ -84,7 +85,7 @@ struct nat_connection {
 	__be16 client_port;
 	__be16 port;     /* that the backend sees as the client's */
 	__u16 backend;   /* number; with the identity of who had it */
-	__u16 address;   /* number of the vip that the backend sees as the client; NAT_KEPT_SOURCE: backend.tuple */
+	__u16 address;   /* number of the vip that the backend sees as the client; NAT_KEPT_SOURCE: NAT_TUPLE */
 	__u32 identity;
 	__u32 acknowledged; /* host order: what confirms a TCP backend's answer */
 	/* The way to the client, from here on. */

@@ -68,6 +68,9 @@ enum xdpkit_reason {
 	REASON_ERROR_UNKNOWN = 77,
 	REASON_NO_ROOM = 78,
 
+	/* DsrBalancer */
+	REASON_OFF_LINK = 80,
+
 	/* NatBalancer */
 	REASON_ANSWERED = 90,
 	REASON_NO_CONNECTION = 91,

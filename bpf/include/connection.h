@@ -53,7 +53,7 @@ static __always_inline __u64 nat_value(__u32 record, __u32 now)
 	return (__u64)(now / NAT_STAMP_UNIT & NAT_VALUE_STAMP_MASK) << NAT_VALUE_STAMP_SHIFT | record;
 }
 
-/* In keys: services by their number, backends whose clients keep their address by this and backend.function[0]. */
+/* In keys: services by their number, backends whose clients keep their address by this and backend.function[NAT_TUPLE]. */
 #define NAT_KEY_OF_BACKEND (NAT_NUMBER_MAX + 1)
 
 /* The flow table's key for a client and the service or backend that it talks to. Exact for IPv4. */

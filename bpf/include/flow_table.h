@@ -108,7 +108,6 @@ static __always_inline __u64 flow_hash(const struct flow_table *t, const __u32 *
 {
 	__u64 high = t->secret[2 * FLOW_HASH_WORDS], low = t->secret[2 * FLOW_HASH_WORDS + 1], tag;
 
-#pragma unroll
 	for (__u32 i = 0; i < FLOW_HASH_WORDS; i++) {
 		if (i >= count)
 			break;

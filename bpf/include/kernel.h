@@ -152,6 +152,11 @@ struct tcphdr {
 	__be16 urg_ptr;
 } __attribute__((packed, aligned(2)));
 
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+#define TCP_ACK 16
+
 struct udphdr {
 	__be16 source;
 	__be16 dest;

@@ -159,7 +159,7 @@ static __always_inline void nat_attempt(const struct nat_settings *s, const stru
 	if (service->flags & NAT_DESTINATION_ONLY) {
 		wish->place = nat_place_kept(wish->kept_key, attempt) & s->records_mask;
 		wish->port = wish->client_port;
-		wish->address = backend->function[0];
+		wish->address = backend->function[NAT_TUPLE];
 		return;
 	}
 	choice = nat_choice(wish->key, attempt);
@@ -428,7 +428,7 @@ __attribute__((noinline, weak)) __u64 nat_open(struct nat_wish *wish)
 		}
 		flags |= NAT_KEPT_SOURCE;
 		wish->kept_key = nat_key(t, wish->client, wish->client_port,
-					 NAT_KEY_OF_BACKEND | (backend->function[0] & NAT_NUMBER_MAX),
+					 NAT_KEY_OF_BACKEND | (backend->function[NAT_TUPLE] & NAT_NUMBER_MAX),
 					 flags & NAT_IPV6);
 	}
 	opened.reason = nat_find_place(wish);

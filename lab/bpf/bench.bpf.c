@@ -177,6 +177,13 @@ int parse_only(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
+/* What every encapsulation does first. */
+SEC("xdp.frags")
+int grow(struct xdp_md *ctx)
+{
+	return bpf_xdp_adjust_head(ctx, -20) ? XDP_ABORTED : XDP_TX;
+}
+
 __u32 mangled = 0;
 
 /* For the harness's own test: changes the frame in every way that the wrapper undoes, longer and shorter by turns. */

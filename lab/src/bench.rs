@@ -129,6 +129,11 @@ impl Harness {
         self.programs.parse_only.as_fd()
     }
 
+    /// A program that makes room for a header and sends the frame back: what encapsulation costs at least.
+    pub fn grow(&self) -> BorrowedFd<'_> {
+        self.programs.grow.as_fd()
+    }
+
     /// CPU time for `packets` packets, wrapper included: criterion's `iter_custom`. Few packets are
     /// timed as many and scaled, so that the cost of the call never counts.
     pub fn time(&self, program: BorrowedFd<'_>, packets: u64) -> Result<Duration> {

@@ -1,5 +1,6 @@
 //! Mirrors of the structs in `bpf/abi/`: plain old data, layouts asserted against the skeletons.
 
+pub(crate) mod dsr_balancer;
 pub(crate) mod event;
 pub(crate) mod firewall;
 pub(crate) mod monitor;

@@ -10,7 +10,7 @@ use crate::{
     Result,
     abi::service::{INDEX_IPV4, INDEX_IPV6, INDEX_NUMBER, INDEX_PROBES, INDEX_REMOVED, INDEX_SERVICE},
     stage::StageCore,
-    sys::mmap::Mapping,
+    sys::mmap::LongMapping,
 };
 
 /// Entries a thing to find: runs of taken entries stay so short that [`INDEX_PROBES`] are always enough.
@@ -22,7 +22,7 @@ pub(super) fn size_for(things: u32) -> u32 {
 }
 
 #[derive(Debug)]
-pub(super) struct Index(Mapping);
+pub(super) struct Index(LongMapping);
 
 /// An entry without its number, and where the search for it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,16 +54,16 @@ impl Key {
 
 impl Index {
     pub(super) fn of(core: &StageCore, name: &str) -> Result<Self> {
-        Mapping::new(core.map(name)).map(Self)
+        LongMapping::new(core.map(name)).map(Self)
     }
 
     fn probes(&self, key: Key) -> impl Iterator<Item = usize> {
-        let mask = self.0.words64().len() as u64 - 1;
+        let mask = self.0.as_ref().len() as u64 - 1;
         (0..u64::from(INDEX_PROBES)).map(move |probe| ((key.at + probe) & mask) as usize)
     }
 
     fn word(&self, at: usize) -> u64 {
-        self.0.words64()[at].load(Ordering::Acquire)
+        self.0.as_ref()[at].load(Ordering::Acquire)
     }
 
     pub(super) fn find(&self, key: Key) -> Option<u16> {
@@ -76,7 +76,7 @@ impl Index {
     pub(super) fn insert(&self, key: Key, number: u16) -> bool {
         let free = self.probes(key).find(|at| matches!(self.word(*at), 0 | INDEX_REMOVED));
         if let Some(at) = free {
-            self.0.words64()[at].store(key.word | u64::from(number), Ordering::Release);
+            self.0.as_ref()[at].store(key.word | u64::from(number), Ordering::Release);
         }
         free.is_some()
     }
@@ -89,7 +89,7 @@ impl Index {
 
     /// Removes all entries but these.
     pub(super) fn retain(&self, keep: impl Fn(u64) -> bool) {
-        for at in 0..self.0.words64().len() {
+        for at in 0..self.0.as_ref().len() {
             let word = self.word(at);
             if word != 0 && word != INDEX_REMOVED && !keep(word) {
                 self.clear(at);
@@ -99,7 +99,7 @@ impl Index {
 
     /// Others may have been put behind it: their searches must go on. Where none follows, they end.
     fn clear(&self, at: usize) {
-        let words = self.0.words64();
+        let words = self.0.as_ref();
         words[at].store(INDEX_REMOVED, Ordering::Release);
         let mut at = at;
         while self.word((at + 1) & (words.len() - 1)) == 0 && self.word(at) == INDEX_REMOVED {

@@ -151,7 +151,7 @@ impl NatBalancer {
                 continue;
             }
             for member in &entry.members {
-                let number = book.backends.read(member.id.into()).function[0] as u16;
+                let number = book.backends.read(member.id.into()).function[1] as u16;
                 let tuple = (service.protocol, member.target.address, member.target.port);
                 book.rule.tuples().adopt(tuple, number);
             }

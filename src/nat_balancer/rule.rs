@@ -11,7 +11,7 @@ use crate::{
     Error, Result,
     abi::{
         nat_balancer::{BY_SLOT, DESTINATION_ONLY, NUMBER_MAX, ROUND_ROBIN},
-        service::{Address, INDEX_PROBES, INDEX_REMOVED, Service},
+        service::{Address, Backend, INDEX_PROBES, INDEX_REMOVED, Service},
     },
     balancer::{ServiceProtocol, SlotRule, Target, hash::mix64},
     maglev::{self, Share},
@@ -44,8 +44,13 @@ impl SlotRule for NatRule {
         wanted.into()
     }
 
-    fn holds(&self, backend: u16) -> bool {
-        self.connections.any_of(backend)
+    fn now(&self) -> u64 {
+        // Connections say how long a backend has to stay.
+        0
+    }
+
+    fn holds(&self, id: u16, record: &Backend, _slots: &mut dyn Iterator<Item = (u32, u32)>) -> bool {
+        self.connections.any_of(id, record.identity)
     }
 
     fn table(&self, service: &Service, shares: &[Share<'_>], size: u32, seed: u64) -> Result<Vec<u32>> {
@@ -67,7 +72,7 @@ impl SlotRule for NatRule {
     fn backend_words(&self, protocol: ServiceProtocol, target: Target, service: &Service) -> [u64; 3] {
         let kept = service.flags & DESTINATION_ONLY != 0;
         let number = if kept { self.tuples().number(&(protocol, target.address, target.port)) } else { None };
-        [number.unwrap_or(0).into(), 0, 0]
+        [0, number.unwrap_or(0).into(), 0]
     }
 }
 

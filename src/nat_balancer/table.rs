@@ -139,8 +139,10 @@ impl Connections {
     }
 
     /// Whether a connection may still lead to this backend.
-    pub(super) fn any_of(&self, backend: u16) -> bool {
-        self.judge().is_ok_and(|judge| self.live(&judge).any(|(_, connection)| connection.backend == backend))
+    pub(super) fn any_of(&self, backend: u16, identity: u32) -> bool {
+        self.judge().is_ok_and(|judge| {
+            self.live(&judge).any(|(_, connection)| (connection.backend, connection.identity) == (backend, identity))
+        })
     }
 
     /// The record that the flow table has for a client and the number of a service.

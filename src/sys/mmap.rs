@@ -47,15 +47,6 @@ impl Mapping {
     }
 }
 
-impl Mapping {
-    /// The same memory in words of 64 bits, for tables whose entries are such words.
-    pub(crate) fn words64(&self) -> &[AtomicU64] {
-        // SAFETY: as in `as_ref`; values are of whole 8-byte words, and pages are aligned to more than that. A table is
-        // looked at in words of one size only.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.words / 2) }
-    }
-}
-
 impl AsRef<[AtomicU32]> for Mapping {
     fn as_ref(&self) -> &[AtomicU32] {
         // SAFETY: from `start`, which is page-aligned, so many words are readable and writable until `drop`. Whoever else

@@ -13,6 +13,7 @@ pub(crate) mod object;
 pub(crate) mod pin;
 pub(crate) mod program;
 pub(crate) mod ring;
+pub(crate) mod route;
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, unreachable_pub, missing_docs, unused, reason = "generated")]
 pub(crate) mod skel;
 
@@ -65,6 +66,14 @@ pub(crate) fn monotonic() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel fills the struct in; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
+}
+
+/// The same clock as it was at the last tick, which programs read at half the price.
+pub(crate) fn monotonic_coarse() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the struct in; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) };
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
 }
 

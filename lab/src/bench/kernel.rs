@@ -25,6 +25,7 @@ pub(super) struct Programs {
     pub(super) wrapper: OwnedFd,
     pub(super) empty: OwnedFd,
     pub(super) parse_only: OwnedFd,
+    pub(super) grow: OwnedFd,
     #[cfg(test)]
     pub(super) mangle: OwnedFd,
     under_test: MapHandle,
@@ -66,6 +67,7 @@ impl Programs {
             wrapper: own(loaded.progs.wrapper.as_fd())?,
             empty: own(loaded.progs.empty.as_fd())?,
             parse_only: own(loaded.progs.parse_only.as_fd())?,
+            grow: own(loaded.progs.grow.as_fd())?,
             #[cfg(test)]
             mangle: own(loaded.progs.mangle.as_fd())?,
             under_test: MapHandle::try_from(&loaded.maps.under_test).map_err(io_error)?,

@@ -315,7 +315,15 @@ impl<R: SlotRule> Book<R> {
         let Some(member) = entry.and_then(|entry| entry.members.iter_mut().find(|member| member.id == id)) else {
             return;
         };
+        let was_staying = member.is_staying();
         change(member);
+        if was_staying && !member.is_staying() {
+            let now = self.rule.now();
+            for half in 0..2 {
+                let offset = offset_of!(Backend, function) + 4 * half;
+                self.backends.set(id.into(), offset, (now >> (32 * half)) as u32);
+            }
+        }
         self.backends.set(id.into(), offset_of!(Backend, weight), member.weight);
         self.backends.set(id.into(), offset_of!(Backend, flags), BACKEND_USED | flags_of(member.state));
     }

@@ -38,8 +38,12 @@ pub(crate) trait SlotRule: fmt::Debug + Send {
     /// whose list has changed, possibly more than once. `slot` counts all slots of all services.
     fn change(&self, slot: u32, word: u32, wanted: u16, is_killed: &dyn Fn(u16) -> bool) -> u32;
 
-    /// Whether something else than slots still leads to a backend that is leaving.
-    fn holds(&self, backend: u16) -> bool;
+    /// When it is now, as records of backends that leave keep it in the first of their function's words.
+    fn now(&self) -> u64;
+
+    /// Whether something else than slots' words still leads to a backend that is leaving. `slots` are its service's,
+    /// each with its word.
+    fn holds(&self, id: u16, record: &Backend, slots: &mut dyn Iterator<Item = (u32, u32)>) -> bool;
 
     /// Who has which slot: for each, the index in `shares`; those beyond the end, and all of an empty table, are nobody's.
     ///
@@ -287,10 +291,16 @@ impl<R: SlotRule> Book<R> {
         Some(entry.first_slot() + slot_of(entry.record.slots, hash))
     }
 
-    /// The words of a service's slots.
-    pub(crate) fn words(&self, entry: &Entry) -> impl Iterator<Item = u32> {
+    /// A service's slots, each with its word.
+    pub(crate) fn words(&self, entry: &Entry) -> impl Iterator<Item = (u32, u32)> {
         let words = self.slots.range(entry.record.first_line, entry.record.slots);
-        words.iter().map(|word| word.load(Ordering::Acquire))
+        (entry.first_slot()..).zip(words.iter().map(|word| word.load(Ordering::Acquire)))
+    }
+
+    /// The word of a slot.
+    pub(crate) fn word(&self, slot: u32) -> u32 {
+        let line = SLOT_LINE_WORDS as u32;
+        self.slots.range(slot / line, slot % line + 1)[(slot % line) as usize].load(Ordering::Acquire)
     }
 
     /// Whether an ICMP echo is answered, and what else programs are told, may change at any time.

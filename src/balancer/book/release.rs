@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl<R: SlotRule> Book<R> {
-    /// Forgets backends that are leaving and that no slot names any more, in either half. Answers which.
+    /// Forgets backends that are leaving and that no slot names any more, in either half.
     pub(crate) fn release(&mut self, core: &StageCore) -> Result<()> {
         let mut gone = Vec::new();
         for entry in self.entries.values() {
@@ -21,11 +21,14 @@ impl<R: SlotRule> Book<R> {
                 continue;
             }
             let mut named = vec![false; usize::from(u16::MAX) + 1];
-            for word in self.words(entry) {
+            for (_, word) in self.words(entry) {
                 named[(word & SLOT_BACKEND) as usize] = true;
                 named[(word >> SLOT_PREVIOUS_SHIFT) as usize] = true;
             }
-            gone.extend(leaving.into_iter().filter(|id| !named[usize::from(*id)] && !self.rule.holds(*id)));
+            gone.extend(leaving.into_iter().filter(|id| {
+                let record = self.backends.read((*id).into());
+                !named[usize::from(*id)] && !self.rule.holds(*id, &record, &mut self.words(entry))
+            }));
         }
         if gone.is_empty() {
             return Ok(());

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Fragments follow their first one, which alone has ports: where it went is remembered for half a minute. */
+#ifndef XDPKIT_FRAGMENT_H
+#define XDPKIT_FRAGMENT_H
+
+#include "parse.h"
+#include "flow_table.h"
+
+/* A value: the backend, the service, and when the first fragment came, in units of 2^24 ns. */
+#define FRAGMENT_SERVICE_SHIFT 16
+#define FRAGMENT_TIME_SHIFT 32
+#define FRAGMENT_TIME_MASK 0xfffffff
+#define FRAGMENT_LIFE 1788
+
+/* All may go, the oldest first. Global: see dsr_rank(). */
+__attribute__((noinline, weak)) __u64 fragment_rank(__u64 value, __u64 now)
+{
+	__u64 age = (now - (value >> FRAGMENT_TIME_SHIFT)) & FRAGMENT_TIME_MASK;
+
+	return (age > FRAGMENT_LIFE ? FLOW_STALE : 4) + (age << 3);
+}
+
+FLOW_TABLE(fragments, fragment_rank);
+
+/*
+ * Where the IPv6 fragment header is: before what a later fragment carries; of a first one, we look only where
+ * no other extension stands between it and the transport header.
+ */
+static __always_inline struct frag_hdr *fragment_header(const struct packet *p, struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 at = p->fragment == FRAGMENT_LATER ? p->at : (__u32)(p->transport_header - p->data);
+	struct frag_hdr *header;
+
+	if (at < sizeof(*header) || at > 0x7ff)
+		return NULL;
+	header = data + ((at - sizeof(*header)) & 0x7ff);
+	if ((void *)(header + 1) > end || header->nexthdr != p->protocol)
+		return NULL;
+	return header;
+}
+
+/* What all fragments of one datagram have in common, 0 when it cannot be told. A tag: 1 pair in 2^64 is mistaken. */
+static __always_inline __u64 fragment_key(const struct packet *p, struct xdp_md *ctx, const struct flow_table *table)
+{
+	__u32 words[FLOW_HASH_WORDS] = {};
+	struct frag_hdr *header;
+
+	words[9] = (__u32)p->network << 8 | p->protocol;
+	if (p->network == NETWORK_IPV4) {
+		words[0] = p->ip4->saddr;
+		words[4] = p->ip4->daddr;
+		words[8] = p->ip4->id;
+	} else {
+		header = fragment_header(p, ctx);
+		if (!header)
+			return 0;
+		__builtin_memcpy(words, &p->ip6->saddr, 32);
+		words[8] = header->identification;
+	}
+	return flow_hash(table, words, FLOW_HASH_WORDS);
+}
+
+static __always_inline __u64 fragment_time(void)
+{
+	return bpf_ktime_get_coarse_ns() >> 24 & FRAGMENT_TIME_MASK;
+}
+
+/* The backend of a later fragment, 0 when its first one has not been seen. */
+static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
+{
+	struct flow_table *table = fragments_open();
+	struct flow_entry entry;
+	__u64 key, value;
+
+	if (!table)
+		return 0;
+	key = fragment_key(p, ctx, table);
+	if (!key || !fragments_find(table, key, &entry))
+		return 0;
+	value = flow_value(entry.word);
+	if (((fragment_time() - (value >> FRAGMENT_TIME_SHIFT)) & FRAGMENT_TIME_MASK) > FRAGMENT_LIFE)
+		return 0;
+	*service = value >> FRAGMENT_SERVICE_SHIFT & 0xffff;
+	*hash = key;
+	return value & 0xffff;
+}
+
+/* The key of a first fragment, 0 for anything else. Global by itself: its stack is not under that of the claim. */
+__attribute__((noinline, weak)) __u64 fragment_key_of_first(struct xdp_md *ctx)
+{
+	struct flow_table *table = fragments_open();
+	struct packet p;
+
+	if (!table || parse(ctx, &p) != REASON_NONE || p.fragment != FRAGMENT_FIRST || !p.transport_header)
+		return 0;
+	return fragment_key(&p, ctx, table);
+}
+
+/* The packet is a first fragment. Global, and weak: see parse.h. */
+__attribute__((noinline, weak)) int fragment_remember(struct xdp_md *ctx, __u32 backend, __u32 service)
+{
+	struct flow_table *table = fragments_open();
+	struct flow_claim claim = {};
+	struct flow_entry entry;
+	__u64 value;
+
+	claim.key = fragment_key_of_first(ctx);
+	if (!table || !claim.key)
+		return 0;
+	claim.now = fragment_time();
+	value = backend | (__u64)service << FRAGMENT_SERVICE_SHIFT | claim.now << FRAGMENT_TIME_SHIFT;
+	/* An identification that comes again is another datagram's. */
+	if (fragments_find(table, claim.key, &entry))
+		flow_update(&entry, value);
+	else if (fragments_claim(&claim) == FLOW_TAKEN)
+		fragments_publish(&claim, value);
+	return 0;
+}
+
+#endif
