@@ -14,11 +14,24 @@
 #include "abi/nat_balancer.h"
 
 /*
+ * Has the second line of a key fetched beside the first: a new connection needs both, and a miss for each after the other
+ * would cost more than all the rest.
+ */
+static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
+{
+	__u32 index = flow_line_at(t, key, 1);
+	struct flow_line *line = bpf_map_lookup_elem(&flows_lines, &index);
+	__u64 word = line ? FLOW_ONCE(line->state[0]) : 0;
+
+	asm volatile("" ::"r"(word));
+}
+
+/*
  * The connection of a client's packet. The place where it would be put today is the first to look at; the flow table
  * knows where it is. 0: none; else the record and 1.
  */
-static __always_inline __u64 nat_find_client(const struct nat_settings *s, const struct service *service,
-					     struct nat_wish *wish)
+static __always_inline __u64 nat_find_client(const struct nat_settings *s, const struct flow_table *t,
+					     const struct service *service, struct nat_wish *wish)
 {
 	struct nat_connection *r;
 	struct backend *backend;
@@ -36,6 +49,7 @@ static __always_inline __u64 nat_find_client(const struct nat_settings *s, const
 				return (__u64)wish->place + 1;
 		}
 	}
+	nat_touch(t, wish->key);
 	found = nat_look_up(wish->key);
 	if (!found)
 		return 0;
@@ -87,7 +101,7 @@ static __always_inline __u64 nat_find(const struct nat_settings *s, const struct
 	if (!service)
 		return 0;
 	nat_ask_for_connection(&job->wish, b, t, service, number, &job->packet, now);
-	return nat_find_client(s, service, &job->wish);
+	return nat_find_client(s, t, service, &job->wish);
 }
 
 /* The same of what an error quotes. Answers NAT_ERROR_BACKEND too when it comes from a backend's side. */
@@ -120,29 +134,18 @@ enum nat_kind {
 	NAT_ERROR = 2,    /* an ICMP error about such */
 };
 
-/* What nat_track() made of it, packed into the scalar that a global function may return. */
-union nat_tracked {
-	__u64 packed;
-	struct {
-		__u32 record;
-		__u32 reason; /* REASON_NONE: the packet is of this connection */
-	};
-};
-
 /*
- * Brings the packet's connection forward, or opens one. `record` is what was found, and `found` whether. Only packets
+ * Brings the packet's connection forward, or opens one; answers union nat_opened. `record` is what was found, and `found` whether. Only packets
  * that may say something new get here.
  */
 __attribute__((noinline, weak)) __u64 nat_track(__u32 record, __u32 found, __u32 number)
 {
-	union nat_tracked tracked = { .record = record, .reason = REASON_NONE };
-	struct nat_settings *s = nat_settings();
+	union nat_opened tracked = { .packed = 0 };
 	struct nat_job *job = nat_job();
-	struct nat_connection *r;
-	union nat_opened opened;
 	int step;
 
-	if (!s || !job)
+	tracked.record = record;
+	if (!job)
 		return tracked.packed;
 	/* Found; and once more where a connection begins. */
 	for (int i = 0; i < 3; i++) {
@@ -151,23 +154,16 @@ __attribute__((noinline, weak)) __u64 nat_track(__u32 record, __u32 found, __u32
 			if (job->wish.flags & NAT_TCP &&
 			    (job->segment.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
 				return tracked.packed;
-			opened.packed = nat_open(&job->wish);
-			nat_count_opened(number, opened.record, opened.reason, job->wish.flags);
-			tracked.packed = opened.packed;
-			if (opened.reason != REASON_NONE)
+			tracked.packed = nat_open(&job->wish);
+			nat_count_opened(number, tracked.record, tracked.reason, job->wish.flags);
+			/* Its first packet says no more than that it is there. */
+			if (tracked.reason != REASON_NONE || tracked.fresh)
 				return tracked.packed;
 		}
-		r = nat_record(s, tracked.record);
-		if (!r)
-			return tracked.packed;
-		job->segment.word = NAT_ONCE(r->word);
 		job->segment.record = tracked.record;
-		step = NAT_LOST;
-		if (!nat_is_dead(s, job->segment.word, job->segment.now)) {
-			step = nat_step(&job->segment);
-			if (step == NAT_GOES_ON)
-				return tracked.packed;
-		}
+		step = nat_step(&job->segment);
+		if (step == NAT_GOES_ON)
+			return tracked.packed;
 		if (job->segment.from_backend)
 			break;
 		if (step == NAT_BEGINS_ANEW)
@@ -210,7 +206,7 @@ int nat_balancer(struct xdp_md *ctx)
 	struct nat_settings *s = nat_settings();
 	struct nat_job *job = nat_job();
 	union nat_outcome outcome;
-	union nat_tracked tracked;
+	union nat_opened tracked;
 	struct nat_connection *r;
 	struct backend *backend;
 	__u64 found, word;
@@ -296,7 +292,7 @@ int nat_balancer(struct xdp_md *ctx)
 		r = nat_record(s, number);
 		if (!r)
 			return XDP_ABORTED;
-		word = job->segment.word;
+		word = NAT_ONCE(r->word);
 	}
 
 	backend = nat_backend(r);

@@ -118,10 +118,12 @@ struct nat_settings {
 	__u32 first_port; /* of those that backends see, host order, both inclusive */
 	__u32 last_port;
 	__u32 second;     /* jiffies in one */
+	__u32 ports_shared;     /* some service has one of these ports */
 	__u32 destination_only; /* some service is so: packets for strangers may be answers */
 	__u32 backend_mask; /* entries of backend_index, less one */
 	__u32 reset_unknown; /* a TCP segment of no connection is answered by RST */
 	__u32 sample; /* every n-th of the events of each CPU; 0: none */
+	__u32 reserved;
 };
 
 #define NAT_FRAGMENT_SECONDS 30

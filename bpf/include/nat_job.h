@@ -34,7 +34,7 @@ struct nat_wish {
 
 /* What a packet says to the state of its connection. */
 struct nat_segment {
-	__u64 word; /* of the record, as it was found */
+	__u64 word; /* of the record, as nat_step() found it */
 	__u32 record;
 	__u32 from_backend;
 	__u32 tcp_flags;

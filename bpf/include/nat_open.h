@@ -16,7 +16,8 @@ union nat_opened {
 	__u64 packed;
 	struct {
 		__u32 record;
-		__u32 reason; /* REASON_NONE: it is there */
+		__u16 reason; /* REASON_NONE: it is there */
+		__u16 fresh;  /* and by this packet */
 	};
 };
 
@@ -220,7 +221,7 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 		}
 	}
 	/* A port of this address that belongs to a service is not for us: its clients' packets would look the same. */
-	if (!(service->flags & NAT_DESTINATION_ONLY) &&
+	if (s->ports_shared && !(service->flags & NAT_DESTINATION_ONLY) &&
 	    nat_port_is_served(wish->address, service->protocol, wish->port))
 		return NAT_OCCUPIED;
 	if (!nat_claim(r, word, wish->now))
@@ -395,6 +396,8 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 		opened.reason = REASON_CONNECTIONS_FULL;
 	if (entered != NAT_ENTERED)
 		nat_end(number, word, wish->now);
+	else
+		opened.fresh = true;
 	return opened.packed;
 }
 

@@ -54,10 +54,11 @@ __attribute__((noinline, weak)) int nat_count_opened(__u32 service, __u32 record
 {
 	struct service_state *of_service = bpf_map_lookup_elem(&service_states, &service);
 	struct nat_connection *r = bpf_map_lookup_elem(&connections, &record);
+	struct nat_settings *s = nat_settings();
 	struct backend_state *of_backend;
 	__u32 number;
 
-	if (!of_service || !r)
+	if (!of_service || !r || !s)
 		return 0;
 	if (reason == REASON_NO_BACKEND) {
 		of_service->no_backend++;
@@ -69,7 +70,8 @@ __attribute__((noinline, weak)) int nat_count_opened(__u32 service, __u32 record
 		of_backend = bpf_map_lookup_elem(&backend_states, &number);
 		if (of_backend)
 			of_backend->flows++;
-		nat_report(record, NAT_EVENT_NEW, flags);
+		if (s->sample)
+			nat_report(record, NAT_EVENT_NEW, flags);
 	}
 	return 1;
 }

@@ -123,7 +123,10 @@ __attribute__((noinline, weak)) int nat_step(struct nat_segment *g)
 	r = bpf_map_lookup_elem(&connections, &record);
 	if (!r)
 		return NAT_LOST;
-	word = g->word;
+	word = NAT_ONCE(r->word);
+	g->word = word;
+	if (nat_is_dead(s, word, g->now))
+		return NAT_LOST;
 	for (int i = 0; i < 4; i++) {
 		was = nat_flags(word);
 		/* Another connection by now. */

@@ -90,10 +90,12 @@ pub(crate) struct Settings {
     pub(crate) first_port: u32,
     pub(crate) last_port: u32,
     pub(crate) second: u32,
+    pub(crate) ports_shared: u32,
     pub(crate) destination_only: u32,
     pub(crate) backend_mask: u32,
     pub(crate) reset_unknown: u32,
     pub(crate) sample: u32,
+    pub(crate) reserved: u32,
 }
 assert_same_layout!(
     Settings,
@@ -104,6 +106,7 @@ assert_same_layout!(
     first_port,
     last_port,
     second,
+    ports_shared,
     destination_only,
     backend_mask,
     reset_unknown,

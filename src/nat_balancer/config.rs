@@ -331,10 +331,12 @@ impl NatConfig {
             first_port: (*self.ports.start()).into(),
             last_port: (*self.ports.end()).into(),
             second: hertz,
+            ports_shared: 0,
             destination_only: 0,
             backend_mask: self.index() - 1,
             reset_unknown: self.reset_unknown.into(),
             sample: self.sample,
+            reserved: 0,
         })
     }
 }

@@ -209,6 +209,11 @@ impl NatBalancer {
             scheduler: with.scheduler.number(),
             function,
         };
+        // Before packets can meet the service: its port must not be given to a connection any more.
+        let settings = self.connections.settings.read(0);
+        if service.port.is_some_and(|port| (settings.first_port..=settings.last_port).contains(&port.into())) {
+            self.set(offset_of!(Settings, ports_shared), 1);
+        }
         book.insert_service(&self.core, service, record, &list)?;
         if kept {
             self.set(offset_of!(Settings, destination_only), 1);
