@@ -27,6 +27,12 @@ static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
 }
 
 /*
+ * Said with a record that was found where it was guessed to be: all that is needed of it stands in the wish, too. Reading
+ * it there lets the processor go on while the record is on its way from memory.
+ */
+#define NAT_GUESSED (1ULL << 41)
+
+/*
  * The connection of a client's packet. The place where it would be put today is the first to look at; the flow table
  * knows where it is. 0: none; else the record and 1.
  */
@@ -42,11 +48,14 @@ static __always_inline __u64 nat_find_client(const struct nat_settings *s, const
 		number = nat_slot_backend(service, slot_of(service, wish->hash));
 		backend = bpf_map_lookup_elem(&backends, &number);
 		if (backend) {
+			wish->backend = number;
 			nat_attempt(s, service, backend, wish, 0);
 			r = nat_record(s, wish->place);
 			if (r && nat_flags(NAT_ONCE(r->word)) & NAT_LIVE &&
-			    nat_is_of_client(r, wish->client, wish->client_port, wish->service))
-				return (__u64)wish->place + 1;
+			    nat_is_of_client(r, wish->client, wish->client_port, wish->service) &&
+			    r->backend == number && r->identity == backend->identity && r->port == wish->port &&
+			    r->address == wish->address)
+				return NAT_GUESSED | ((__u64)wish->place + 1);
 		}
 	}
 	nat_touch(t, wish->key);
@@ -81,6 +90,7 @@ static __always_inline void nat_ask_for_connection(struct nat_wish *wish, const 
 	wish->client[0] = q->source[0];
 	wish->client[1] = q->source[1];
 	wish->client_port = q->source_port;
+	wish->kept = false;
 	wish->service = number;
 	wish->flags = (q->protocol == IPPROTO_TCP ? NAT_TCP : 0) | (q->ipv6 ? NAT_IPV6 : 0);
 	wish->now = now;
@@ -124,6 +134,7 @@ __attribute__((noinline, weak)) __u64 nat_find_quoted(struct xdp_md *ctx, __u32 
 		return 0;
 	number = vip ? service_find(b, vip, job->packet.protocol, job->packet.destination_port) : 0;
 	found = nat_find(s, b, t, job, vip, number, now);
+	found &= ~NAT_GUESSED;
 	return found && !number ? found | NAT_ERROR_BACKEND : found;
 }
 
@@ -210,7 +221,7 @@ int nat_balancer(struct xdp_md *ctx)
 	struct nat_connection *r;
 	struct backend *backend;
 	__u64 found, word;
-	bool from_backend;
+	bool from_backend, guessed;
 	struct packet p;
 
 	if (!b || !s || !t || !job)
@@ -263,6 +274,8 @@ int nat_balancer(struct xdp_md *ctx)
 	if ((p.network == NETWORK_IPV6 ? p.ip6->hop_limit : p.ip4->ttl) <= 1)
 		return nat_done(ctx, job, REASON_HOP_LIMIT, XDP_PASS);
 
+	guessed = found & NAT_GUESSED;
+	found &= ~NAT_GUESSED;
 	r = nat_record(s, found - 1);
 	if (!r)
 		return XDP_ABORTED;
@@ -293,21 +306,22 @@ int nat_balancer(struct xdp_md *ctx)
 		if (!r)
 			return XDP_ABORTED;
 		word = NAT_ONCE(r->word);
+		guessed = false;
 	}
 
-	backend = nat_backend(r);
+	backend = guessed ? nat_guessed_backend(&job->wish) : nat_known_backend(&job->wish, r);
 	if (!backend || backend->flags & BACKEND_KILLED) {
 		nat_end(number, word, now);
 		outcome.packed = nat_refuse(ctx, REASON_BACKEND_KILLED);
 		return nat_done(ctx, job, outcome.reason, outcome.action);
 	}
-	if (!nat_translation(&job->way.to, r, backend, from_backend))
+	if (!nat_translation(job, r, backend, from_backend))
 		return nat_done(ctx, job, REASON_NO_SERVICE, XDP_PASS);
 	if (from_backend)
 		nat_way_to_client(ctx, s, number, r, &job->way, now);
 	else
-		nat_way_to_backend(ctx, r->backend, backend, &job->way);
-	nat_count(r->backend, r->service, from_backend, job->bytes);
+		nat_way_to_backend(ctx, job->wish.backend, backend, &job->way);
+	nat_count(job->wish.backend, job->wish.service, from_backend, job->bytes);
 	/* What was read of the record is of one connection only if it is still that one's. */
 	if ((NAT_ONCE(r->word) ^ word) >> NAT_GENERATION_SHIFT)
 		return nat_done(ctx, job, REASON_CONNECTION_RACE, XDP_DROP);
@@ -321,7 +335,7 @@ int nat_balancer(struct xdp_md *ctx)
 		reason = REASON_UNRESOLVED;
 	} else if (job->length > job->way.mtu) {
 		if (p.network == NETWORK_IPV6 || p.ip4->frag_off & bpf_htons(IP_DF)) {
-			outcome.packed = nat_too_big(ctx, job->way.mtu, r->service,
+			outcome.packed = nat_too_big(ctx, job->way.mtu, job->wish.service,
 						     p.network == NETWORK_IPV6);
 			return nat_done(ctx, job, outcome.reason, outcome.action);
 		}

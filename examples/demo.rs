@@ -14,10 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::lab::{Attempt, Guarded, Watched, attempts, pages};
+use common::lab::{Attempt, Balanced, Guarded, Watched, attempts, pages};
 use xdpkit::{
-    AttachOptions, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline, Reason, Rule, Stage as _,
-    ipnet::IpNet, parse_prefix,
+    AttachOptions, Firewall, FirewallConfig, MonitorConfig, NatBalancer, NatConfig, NatService, PacketMonitor,
+    Pipeline, Reason, Rule, Stage as _, ipnet::IpNet, parse_prefix,
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -29,8 +29,11 @@ fn main() -> ExitCode {
 
 fn play() -> Outcome {
     let start = Instant::now();
-    let scenes: [(&str, Scene); 2] =
-        [("PacketMonitor: watching a real connection", watch), ("Firewall: cutting one client off", guard)];
+    let scenes: [(&str, Scene); 3] = [
+        ("PacketMonitor: watching a real connection", watch),
+        ("Firewall: cutting one client off", guard),
+        ("NatBalancer: two web servers behind one address", balance),
+    ];
     for (number, (title, scene)) in scenes.into_iter().enumerate() {
         println!("\n== Scene {}. {title}\n", number + 1);
         scene()?;
@@ -124,6 +127,46 @@ fn guard() -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Clients fetch pages from virtual addresses; then one of the two servers is drained.
+fn balance() -> Outcome {
+    let lab = Balanced::build()?;
+    let balancer = NatBalancer::load(&NatConfig::default())?;
+    for (service, backends) in lab.services() {
+        println!("{service} is served by {} and {}.", backends[0], backends[1]);
+        balancer.insert(service, &NatService::new(backends))?;
+    }
+    let attach = |name| lab.nat.balancer.run(|| balancer.attach(&AttachOptions::new(name)));
+    let _attached = Balanced::INTERFACES.map(attach).into_iter().collect::<xdpkit::Result<Vec<_>>>()?;
+    let _pages = lab.pages()?;
+    let show = |title: &str| -> Result<Vec<String>, Box<dyn Error>> {
+        println!("\n{title}:\n");
+        let mut pages = Vec::new();
+        for (client, service, page) in lab.fetch(8) {
+            let page = page.ok_or_else(|| format!("client{client} got no answer from {service}"))?;
+            pages.push(page);
+        }
+        for (page, count) in pages.iter().fold(BTreeMap::new(), |mut counts: BTreeMap<_, usize>, page| {
+            *counts.entry(page).or_default() += 1;
+            counts
+        }) {
+            println!("    {count:>2} x {page:?}");
+        }
+        Ok(pages)
+    };
+    let before = show("Each client fetches eight pages from each; servers see the virtual address as the client")?;
+    for (service, backends) in lab.services() {
+        balancer.drain(&service, backends[0])?;
+    }
+    let after = show("The first server drained, for maintenance")?;
+    println!("\nThe last connections, as the balancer lists them:\n");
+    for connection in balancer.connections()?.iter().take(4) {
+        println!("    {connection}");
+    }
+    let of = |pages: &[String], name| pages.iter().filter(|page| page.starts_with(name)).count();
+    check(of(&before, "backend0") > 0 && of(&before, "backend1") > 0, "both servers answer")?;
+    check(of(&after, "backend0") == 0, "a drained server gets no new connections")
 }
 
 fn show(who: &str, attempts: &[Attempt]) {

@@ -20,7 +20,7 @@ struct nat_wish {
 	__u32 flags; /* enum nat_flags: the protocol, the family */
 	__u32 now;
 	__be16 client_port;
-	__u16 reserved;
+	__u16 kept; /* the client's address is */
 	/* From here on, nat_open()'s own. */
 	__u64 kept_key; /* of the backend's direction, where the client keeps its address */
 	__u32 backend;

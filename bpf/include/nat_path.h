@@ -49,6 +49,38 @@ static __always_inline void nat_count(__u32 backend, __u32 service, bool from_ba
 	of_backend->bytes += bytes;
 }
 
+__attribute__((noinline, weak)) int nat_report_refused(__u32 reason)
+{
+	struct nat_settings *s = nat_settings();
+	struct nat_job *job = nat_job();
+	struct events_state *state;
+	struct nat_event *e;
+
+	if (!s || !job || !s->sample)
+		return 0;
+	state = sampled(s->sample);
+	if (!state)
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		state->lost++;
+		return 0;
+	}
+	e->timestamp = bpf_ktime_get_ns();
+	e->kind = NAT_EVENT_REFUSED;
+	e->reason = reason;
+	e->client[0] = job->wish.client[0];
+	e->client[1] = job->wish.client[1];
+	e->client_port = job->wish.client_port;
+	e->port = 0;
+	e->service = job->wish.service;
+	e->backend = 0;
+	e->flags = job->wish.flags;
+	e->identity = 0;
+	bpf_ringbuf_submit(e, 0);
+	return 1;
+}
+
 /* A connection was asked for: it is there, or it was refused. */
 __attribute__((noinline, weak)) int nat_count_opened(__u32 service, __u32 record, __u32 reason, __u32 flags)
 {
@@ -64,6 +96,10 @@ __attribute__((noinline, weak)) int nat_count_opened(__u32 service, __u32 record
 		of_service->no_backend++;
 	} else if (reason != REASON_NONE) {
 		of_service->function[NAT_SERVICE_REFUSED]++;
+	}
+	if (reason != REASON_NONE) {
+		if (s->sample)
+			nat_report_refused(reason);
 	} else {
 		of_service->flows++;
 		number = r->backend;
@@ -170,11 +206,32 @@ static __always_inline void nat_copy_vip(__be64 *address, __u32 number)
 	address[1] = vip->address[1];
 }
 
+/* The backend that a connection was found by. */
+static __always_inline struct backend *nat_guessed_backend(const struct nat_wish *wish)
+{
+	__u32 number = wish->backend;
+	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+
+	return backend && backend->flags & BACKEND_USED ? backend : NULL;
+}
+
+/* The backend of a connection; what else is to be known of it goes where a guess would have put it. */
+static __always_inline struct backend *nat_known_backend(struct nat_wish *wish, const struct nat_connection *r)
+{
+	wish->backend = r->backend;
+	wish->service = r->service;
+	wish->port = r->port;
+	wish->address = r->address;
+	wish->kept = nat_flags(NAT_ONCE(r->word)) & NAT_KEPT_SOURCE;
+	return nat_backend(r);
+}
+
 /* Both ends as the other side shall see them. False: the service has gone. */
-static __always_inline bool nat_translation(struct translation *to, const struct nat_connection *r,
+static __always_inline bool nat_translation(struct nat_job *job, const struct nat_connection *r,
 					    const struct backend *backend, bool from_backend)
 {
-	__u32 number = r->service;
+	struct translation *to = &job->way.to;
+	__u32 number = job->wish.service;
 	struct service *service;
 
 	to->reserved = 0;
@@ -192,12 +249,12 @@ static __always_inline bool nat_translation(struct translation *to, const struct
 	to->destination[0] = backend->address[0];
 	to->destination[1] = backend->address[1];
 	to->destination_port = backend->port;
-	to->source_port = r->port;
-	if (nat_flags(NAT_ONCE(r->word)) & NAT_KEPT_SOURCE) {
+	to->source_port = job->wish.port;
+	if (job->wish.kept) {
 		to->source[0] = r->client[0];
 		to->source[1] = r->client[1];
 	} else {
-		nat_copy_vip(to->source, r->address);
+		nat_copy_vip(to->source, job->wish.address);
 	}
 	return true;
 }

@@ -162,7 +162,7 @@ impl NatTimeouts {
 pub struct NatConfig {
     /// The value's name; `nat_balancer` by default.
     pub name: String,
-    /// Connections that there can be; 65,536 by default, at most 2^26. 160 bytes each are taken at once. Up to half of
+    /// Connections that there can be; 65,536 by default, at most 2^26. 180 bytes each are taken at once. Up to half of
     /// them nothing is refused. Beyond, connections that are closed or not confirmed go for new ones, the oldest first;
     /// established ones stay, and what finds no room is refused and counted.
     pub capacity: u32,
@@ -231,8 +231,8 @@ macro_rules! setters {
 
 /// Connections take a record each; with two for each, a free one is found at the first or second place.
 const RECORDS_A_FLOW: u32 = 2;
-/// Where clients keep their address, a connection has two entries.
-const ENTRIES_A_FLOW: u32 = 2;
+/// Where clients keep their address, a connection has two entries; and a table of ways is as good as empty up to half.
+const ENTRIES_A_FLOW: u32 = 3;
 /// Fragmented datagrams that are followed at once, at least.
 pub(super) const FRAGMENTS: u32 = 1 << 14;
 /// As in the balancers' indices.
