@@ -14,11 +14,12 @@ use std::{
 
 use common::{
     dsr::Tutorial,
-    lab::{Attempt, Guarded, Limited, Pinged, Watched, attempts, pages},
+    lab::{Attempt, Balanced, Guarded, Limited, Pinged, Watched, attempts, pages},
 };
 use xdpkit::{
     AttachOptions, DsrBalancer, DsrConfig, DsrService, Firewall, FirewallConfig, Forwarding, MonitorConfig,
-    PacketMonitor, Pipeline, Rate, RateLimiter, RateLimiterConfig, Reason, Rule, Scope, Stage as _, ipnet::IpNet,
+    NatBalancer, NatConfig, NatService, PacketMonitor, Pipeline, Rate, RateLimiter, RateLimiterConfig, Reason, Rule,
+    Scope, Stage as _, ipnet::IpNet,
 };
 use xdpkit_lab::prefixes::Prefixes;
 
@@ -31,10 +32,11 @@ fn main() -> ExitCode {
 
 fn play() -> Outcome {
     let start = Instant::now();
-    let scenes: [(&str, Scene); 5] = [
+    let scenes: [(&str, Scene); 6] = [
         ("PacketMonitor: watching a real connection", watch),
         ("RateLimiter: a client that pings too fast", limit),
         ("Firewall: cutting one client off", guard),
+        ("NatBalancer: two web servers behind one address", translate),
         ("DsrBalancer: two neighbours behind one address", || balance(Forwarding::L2)),
         ("DsrBalancer and TunnelDecap: the same through tunnels", || balance(Forwarding::IpIp)),
     ];
@@ -202,6 +204,46 @@ fn balance(forwarding: Forwarding) -> Outcome {
     println!("\nMore pages were fetched, none of them from there.");
     attachment.detach()?;
     Ok(())
+}
+
+/// Clients fetch pages from virtual addresses; then one of the two servers is drained.
+fn translate() -> Outcome {
+    let lab = Balanced::build()?;
+    let balancer = NatBalancer::load(&NatConfig::default())?;
+    for (service, backends) in lab.services() {
+        println!("{service} is served by {} and {}.", backends[0], backends[1]);
+        balancer.insert(service, &NatService::new(backends))?;
+    }
+    let attach = |name| lab.nat.balancer.run(|| balancer.attach(&AttachOptions::new(name)));
+    let _attached = Balanced::INTERFACES.map(attach).into_iter().collect::<xdpkit::Result<Vec<_>>>()?;
+    let _pages = lab.pages()?;
+    let show = |title: &str| -> Result<Vec<String>, Box<dyn Error>> {
+        println!("\n{title}:\n");
+        let mut pages = Vec::new();
+        for (client, service, page) in lab.fetch(8) {
+            let page = page.ok_or_else(|| format!("client{client} got no answer from {service}"))?;
+            pages.push(page);
+        }
+        for (page, count) in pages.iter().fold(BTreeMap::new(), |mut counts: BTreeMap<_, usize>, page| {
+            *counts.entry(page).or_default() += 1;
+            counts
+        }) {
+            println!("    {count:>2} x {page:?}");
+        }
+        Ok(pages)
+    };
+    let before = show("Each client fetches eight pages from each; servers see the virtual address as the client")?;
+    for (service, backends) in lab.services() {
+        balancer.drain(&service, backends[0])?;
+    }
+    let after = show("The first server drained, for maintenance")?;
+    println!("\nThe last connections, as the balancer lists them:\n");
+    for connection in balancer.connections()?.iter().take(4) {
+        println!("    {connection}");
+    }
+    let of = |pages: &[String], name| pages.iter().filter(|page| page.starts_with(name)).count();
+    check(of(&before, "backend0") > 0 && of(&before, "backend1") > 0, "both servers answer")?;
+    check(of(&after, "backend0") == 0, "a drained server gets no new connections")
 }
 
 fn show(who: &str, attempts: &[Attempt]) {

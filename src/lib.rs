@@ -17,6 +17,7 @@ mod interface;
 mod lpm;
 pub mod maglev;
 mod monitor;
+mod nat_balancer;
 mod packet;
 #[cfg(feature = "pcapng")]
 mod pcapng;
@@ -54,6 +55,10 @@ pub use health::{Health, HealthChange, HealthCheck, HealthChecks, Probe};
 pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};
+pub use nat_balancer::{
+    Connection, ConnectionCounts, ConnectionState, NatBackend, NatBackendStats, NatBalancer, NatConfig, NatEvent,
+    NatEventKind, NatMode, NatService, NatServiceStats, NatTimeouts, Scheduler,
+};
 pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 #[cfg(feature = "pcapng")]
 pub use pcapng::PcapngWriter;

@@ -184,6 +184,22 @@ reasons! {
     NoRoom = 78, "no_room";
     /// `DsrBalancer`: the backend is to be a neighbour, but the way there leads through a gateway.
     OffLink = 80, "off_link";
+    /// `NatBalancer`: from a backend to its client.
+    Answered = 90, "answered";
+    /// `NatBalancer`: a TCP segment for a service that opens no connection and is of none; dropped.
+    NoConnection = 91, "no_connection";
+    /// `NatBalancer`: no room for another connection: all that could have gone are confirmed.
+    ConnectionsFull = 92, "connections_full";
+    /// `NatBalancer`: every port that was tried is in use towards this backend.
+    PortsExhausted = 93, "ports_exhausted";
+    /// `NatBalancer`: the client of a service that keeps its address is the backend itself.
+    BackendIsClient = 94, "backend_is_client";
+    /// `NatBalancer`: of a connection whose backend was killed or has gone.
+    BackendKilled = 95, "backend_killed";
+    /// `NatBalancer`: answered with a TCP RST.
+    ResetSent = 96, "reset_sent";
+    /// `NatBalancer`: its connection ended while it was handled.
+    ConnectionRace = 97, "connection_race";
     /// `TunnelDecap`: the outer header was taken off.
     Decapsulated = 110, "decapsulated";
     /// `TunnelDecap`: not a tunnel's packet; it went on untouched.

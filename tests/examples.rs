@@ -125,6 +125,29 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
             "--allow-file: `/nope`: expected a list of CIDRs: /nope: cannot read it: No such file or directory (os error 2)",
         ),
         (
+            "nat_balancer",
+            &["--interface", "lo"],
+            "--service: ``: expected at least one, such as tcp/198.51.100.10:80=192.168.178.11:8080",
+        ),
+        (
+            "nat_balancer",
+            &["--service", "tcp/198.51.100.10:80=192.168.178.11"],
+            "--service: `tcp/198.51.100.10:80=192.168.178.11`: expected tcp/VIP:PORT=BACKEND:PORT[@WEIGHT],... or udp/..., \
+             IPv6 addresses in brackets",
+        ),
+        (
+            "nat_balancer",
+            &["--service", "udp/[2001:db8::1]:53=[2001:db8::2]:53@many"],
+            "--service: `udp/[2001:db8::1]:53=[2001:db8::2]:53@many`: expected tcp/VIP:PORT=BACKEND:PORT[@WEIGHT],... or \
+             udp/..., IPv6 addresses in brackets",
+        ),
+        ("nat_balancer", &["--nat", "half"], "--nat: `half`: expected full or destination"),
+        (
+            "nat_balancer",
+            &["--scheduler", "dice"],
+            "--scheduler: `dice`: expected maglev, round-robin, least-connections or source-hash",
+        ),
+        (
             "fundamentals",
             &["--action", "tcp=reject"],
             "--action: `tcp=reject`: expected PROTO=ACTION with PROTO arp, ipv4, ipv6, tcp, udp, icmp or icmpv6 and \
@@ -161,7 +184,9 @@ fn run_time_failures_exit_with_1_and_name_the_interface() {
 
 #[test]
 fn help_lists_every_flag() {
-    for (name, flag) in [("firewall", "--deny-file FILE"), ("fundamentals", "--action PROTO=ACTION")] {
+    for (name, flag) in
+        [("firewall", "--deny-file FILE"), ("nat_balancer", "--nat MODE"), ("fundamentals", "--action PROTO=ACTION")]
+    {
         let output = run(name, &["--help"]);
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0));
@@ -250,4 +275,22 @@ fn the_laboratories_play_their_tutorials() {
     let output = run("fundamentals", &["--lab", "--json"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(self::objects(&output.stdout).iter().any(|object| object["transport"] == "tcp"));
+
+    for arguments in
+        [&["--lab", "--json"][..], &["--lab", "--json", "--nat", "destination", "--scheduler", "round-robin"]]
+    {
+        let output = run("nat_balancer", arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let objects = self::objects(&output.stdout);
+        let of = |event: &str| objects.iter().filter(|object| object["event"] == event).collect::<Vec<_>>();
+        assert_eq!((of("ready").len(), of("lab").len()), (2, 16));
+        assert!(of("lab").iter().all(|page| page["worked"] == true), "{objects:?}");
+        let new = of("connection").iter().filter(|event| event["what"] == "new").count();
+        assert_eq!(new, 16);
+        let last = of("stats").pop().unwrap();
+        for service in last["services"].as_object().unwrap().values() {
+            assert_eq!(service["opened"], 8);
+            assert_eq!(service["backends"].as_object().unwrap().len(), 2);
+        }
+    }
 }

@@ -29,7 +29,7 @@ struct vip {
 	__be64 address[2]; /* IPv4: the first four bytes, then zeroes */
 	__u32 family;      /* enum packet_network; 0: unused */
 	__u32 echo;        /* the service whose backends are asked for ICMP echo; 0: none */
-	__u64 reserved;
+	__u64 held;        /* 1: stays without services */
 };
 
 enum service_flags {

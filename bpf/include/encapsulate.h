@@ -8,7 +8,6 @@
 #include "checksum.h"
 
 #define OUTER_HOP_LIMIT 64
-#define ETHERNET_HEADERS_MAX (sizeof(struct ethhdr) + PACKET_VLANS_MAX * sizeof(struct vlan_hdr))
 
 /* What an outer header says of the packet inside. */
 struct inner {

@@ -86,19 +86,27 @@ static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md
 	return value & 0xffff;
 }
 
+/* The key of a first fragment, 0 for anything else. Global by itself: its stack is not under that of the claim. */
+__attribute__((noinline, weak)) __u64 fragment_key_of_first(struct xdp_md *ctx)
+{
+	struct flow_table *table = fragments_open();
+	struct packet p;
+
+	if (!table || parse(ctx, &p) != REASON_NONE || p.fragment != FRAGMENT_FIRST || !p.transport_header)
+		return 0;
+	return fragment_key(&p, ctx, table);
+}
+
 /* The packet is a first fragment. Global, and weak: see parse.h. */
 __attribute__((noinline, weak)) int fragment_remember(struct xdp_md *ctx, __u32 backend, __u32 service)
 {
 	struct flow_table *table = fragments_open();
 	struct flow_claim claim = {};
 	struct flow_entry entry;
-	struct packet p;
 	__u64 value;
 
-	if (!table || parse(ctx, &p) != REASON_NONE || p.fragment != FRAGMENT_FIRST || !p.transport_header)
-		return 0;
-	claim.key = fragment_key(&p, ctx, table);
-	if (!claim.key)
+	claim.key = fragment_key_of_first(ctx);
+	if (!table || !claim.key)
 		return 0;
 	claim.now = fragment_time();
 	value = backend | (__u64)service << FRAGMENT_SERVICE_SHIFT | claim.now << FRAGMENT_TIME_SHIFT;

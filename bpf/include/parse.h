@@ -17,6 +17,8 @@
 /* Bounds an offset for the verifier: 22 bytes of Ethernet, 40 of IPv6, 8 extensions of at most 2048. */
 #define PACKET_OFFSET_MASK 0x7fff
 
+#define ETHERNET_HEADERS_MAX (sizeof(struct ethhdr) + PACKET_VLANS_MAX * sizeof(struct vlan_hdr))
+
 /* Offsets count from the start of the frame; a header pointer is valid up to its fixed size. */
 struct packet {
 	void *data;

@@ -12,10 +12,10 @@ use std::{
 };
 
 use serde_json::json;
-use xdpkit::{Rule, Selector, ipnet::IpNet};
+use xdpkit::{Rule, Selector, ServiceAddr, ipnet::IpNet};
 use xdpkit_lab::{
     Namespace,
-    topology::Pair,
+    topology::{Nat, Pair},
     traffic::{HttpServer, http_get, ping},
 };
 
@@ -213,6 +213,75 @@ impl Guarded {
             }
             expect(&names[0], &first, true)?;
             expect(&names[1], &second, false)
+        })
+    }
+}
+
+/// The NAT tutorial: clients in one network, web servers in another, virtual addresses at the balancer between them.
+pub(crate) struct Balanced {
+    pub(crate) nat: Nat,
+}
+
+impl Balanced {
+    pub(crate) const INTERFACES: [&'static str; 2] = ["eth0", "eth1"];
+
+    pub(crate) fn build() -> xdpkit_lab::Result<Self> {
+        Ok(Self { nat: Nat::new(2, 2)? })
+    }
+
+    /// What is balanced unless the command line says so: the virtual addresses exist nowhere else.
+    pub(crate) fn services(&self) -> [(ServiceAddr, Vec<SocketAddr>); 2] {
+        let of = |family: usize, vip: [u8; 4], vip6: [u16; 8]| {
+            let vip: IpAddr = if family == 0 { vip.into() } else { vip6.into() };
+            let backends = self.nat.backend_addrs.iter().map(|host| SocketAddr::new(host.both()[family], 8080));
+            (ServiceAddr::tcp(vip, 80), backends.collect())
+        };
+        let (vip, vip6) = ([198, 51, 100, 10], [0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 0x10]);
+        [of(0, vip, vip6), of(1, vip, vip6)]
+    }
+
+    /// A page a backend, which says its name and who asked.
+    pub(crate) fn pages(&self) -> xdpkit_lab::Result<Vec<HttpServer>> {
+        let hosts = self.nat.backends.iter().zip(&self.nat.backend_addrs).enumerate();
+        let pages = hosts.flat_map(|(number, (ns, host))| {
+            host.both().map(|address| {
+                let page = move |peer: SocketAddr| format!("backend{number} to {}", peer.ip());
+                HttpServer::start(ns, (address, 8080).into(), page)
+            })
+        });
+        pages.collect()
+    }
+
+    /// Each client fetches so many pages from each service.
+    pub(crate) fn fetch(&self, pages: usize) -> Vec<(usize, SocketAddr, Option<String>)> {
+        let mut fetched = Vec::new();
+        for (number, client) in self.nat.clients.iter().enumerate() {
+            for (service, _) in self.services() {
+                let address = SocketAddr::new(service.address, 80);
+                for _ in 0..pages {
+                    let page = http_get(client, address, "/", 4 * PATIENCE).ok();
+                    fetched.push((number, address, page.map(|page| String::from_utf8_lossy(&page).trim().to_owned())));
+                }
+            }
+        }
+        fetched
+    }
+
+    pub(crate) fn play(self, own_services: bool, stop: Arc<AtomicBool>, output: Output) -> Scenario {
+        Scenario::start(stop, move || {
+            let _servers = self.pages().map_err(|error| error.to_string())?;
+            let fetched = self.fetch(4);
+            for (client, address, page) in &fetched {
+                let (who, what) = (format!("client{client}"), format!("GET http://{address}/"));
+                output.line(
+                    &json!({"event": "lab", "client": who, "what": what, "worked": page.is_some(), "page": page}),
+                    || format!("{who}: {what}: {}", page.as_deref().unwrap_or("no answer")),
+                );
+            }
+            match fetched.iter().find(|(.., page)| page.is_none()) {
+                Some((client, address, _)) if own_services => Err(format!("client{client}: no answer from {address}")),
+                _ => Ok(()),
+            }
         })
     }
 }

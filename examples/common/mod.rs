@@ -200,13 +200,24 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Attaches to every interface, and says so once all are attached. In the laboratory, that is `eth0` of `place`.
     pub(crate) fn start(flags: &'a Flags, stage: &'a dyn Stage, place: Option<&Namespace>) -> Result<Self, Failure> {
+        Self::start_on(flags, stage, place, &["eth0"])
+    }
+
+    /// The same, where the laboratory has several interfaces.
+    pub(crate) fn start_on(
+        flags: &'a Flags,
+        stage: &'a dyn Stage,
+        place: Option<&Namespace>,
+        interfaces: &[&str],
+    ) -> Result<Self, Failure> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
         let attach = |name: &String| stage.attach(&AttachOptions::new(name).mode(flags.mode));
         let attachments: Vec<Attachment> = match place {
-            Some(namespace) => vec![namespace.run(|| attach(&"eth0".into()))?],
+            Some(namespace) => namespace
+                .run(|| interfaces.iter().map(|name| attach(&(*name).into())).collect::<xdpkit::Result<_>>())?,
             None => flags.interfaces.iter().map(attach).collect::<xdpkit::Result<_>>()?,
         };
         let output = Output { json: flags.json };

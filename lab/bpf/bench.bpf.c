@@ -55,13 +55,14 @@ struct {
 struct bench_flow4 {
 	__be32 address;
 	__be16 port;
-	__u16 reserved;
+	__be16 destination_port; /* 0: the template's */
 };
 
 struct bench_flow6 {
 	__be64 address[2];
 	__be16 port;
-	__u16 reserved[3];
+	__be16 destination_port;
+	__u16 reserved[2];
 };
 
 struct {
@@ -112,8 +113,8 @@ int wrapper(struct xdp_md *ctx)
 	struct bench_flow6 *flow6;
 	struct bench_state *s;
 	__u32 zero = 0, index;
+	__be16 port, destination_port;
 	void *data, *end;
-	__be16 port;
 
 	s = bpf_map_lookup_elem(&state, &zero);
 	original = bpf_map_lookup_elem(&template, &zero);
@@ -142,17 +143,21 @@ int wrapper(struct xdp_md *ctx)
 		*(__be64 *)(data + source_at) = flow6->address[0];
 		*(__be64 *)(data + source_at + 8) = flow6->address[1];
 		port = flow6->port;
+		destination_port = flow6->destination_port;
 	} else {
 		flow4 = bpf_map_lookup_elem(&flows_v4, &index);
 		if (!flow4)
 			return XDP_ABORTED;
 		*(__be32 *)(data + source_at) = flow4->address;
 		port = flow4->port;
+		destination_port = flow4->destination_port;
 	}
 	if (port_at) {
-		if (data + port_at + 2 > end)
+		if (data + port_at + 4 > end)
 			return XDP_ABORTED;
 		*(__be16 *)(data + port_at) = port;
+		if (destination_port)
+			*(__be16 *)(data + port_at + 2) = destination_port;
 	}
 	bpf_tail_call_static(ctx, &under_test, 0);
 	return XDP_PASS;

@@ -90,6 +90,12 @@ impl Harness {
     /// The frame is filled up to a multiple of 32 bytes, unless it is longer than 128. See
     /// `lab/bpf/bench.bpf.c` for what the wrapper does not restore.
     pub fn new(template: &[u8], flows: &[SocketAddr]) -> Result<Self> {
+        let flows: Vec<_> = flows.iter().map(|flow| (*flow, 0)).collect();
+        Self::with_ports(template, &flows)
+    }
+
+    /// The same for flows that differ in the destination port too; 0 keeps the template's.
+    pub fn with_ports(template: &[u8], flows: &[(SocketAddr, u16)]) -> Result<Self> {
         let refuse = |what: &str| {
             let source = io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
             Error::new("set up a benchmark", source)
@@ -106,8 +112,12 @@ impl Harness {
         let mut flows = flows.to_vec();
         Random::new(0).shuffle(&mut flows);
         let mut encoded = Vec::with_capacity(flows.len() * layout.flow_size());
-        for flow in &flows {
-            encoded.extend(layout.encode(flow).ok_or_else(|| refuse("a flow and the frame differ in IP version"))?);
+        for (flow, destination_port) in &flows {
+            encoded.extend(
+                layout
+                    .encode(flow, *destination_port)
+                    .ok_or_else(|| refuse("a flow and the frame differ in IP version"))?,
+            );
         }
         let programs = Programs::load(&frame, &layout, &encoded).context(|| "load the benchmark's programs".into())?;
 

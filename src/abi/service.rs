@@ -53,9 +53,9 @@ pub(crate) struct Vip {
     pub(crate) address: Address,
     pub(crate) family: u32,
     pub(crate) echo: u32,
-    pub(crate) reserved: u64,
+    pub(crate) held: u64,
 }
-assert_same_layout!(Vip, crate::sys::skel::dsr_balancer::types::vip, address, family, echo);
+assert_same_layout!(Vip, crate::sys::skel::dsr_balancer::types::vip, address, family, echo, held);
 
 /// Flags of a service.
 pub(crate) const SERVICE_USED: u32 = 1;

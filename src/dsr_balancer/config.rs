@@ -119,6 +119,7 @@ impl DsrConfig {
 
     pub(super) fn book(&self) -> BookConfig {
         BookConfig {
+            held: 0,
             services: self.services,
             backends: self.backends,
             table_size: self.table_size,

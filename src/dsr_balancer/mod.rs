@@ -281,7 +281,7 @@ impl DsrBalancer {
                 identity: member.identity,
                 slots: present[usize::from(member.id)],
                 slots_leaving: previous[usize::from(member.id)],
-                stats: backend_stats(&self.core, member.id)?,
+                stats: backend_stats(&self.core, member.id)?.0,
             })
         });
         list.collect()

@@ -2,7 +2,9 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Limit, Rate, Scope, TableFull, Tier};
+#[cfg(feature = "serde")]
+use super::Scope;
+use super::{Limit, Rate, TableFull, Tier};
 use crate::{Error, Result, text::serde_as_text};
 
 fn invalid(what: &'static str, text: &str, expected: &'static str) -> Error {

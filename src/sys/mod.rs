@@ -3,6 +3,7 @@
 //! Nothing here knows what a firewall is; nothing outside knows a raw pointer.
 #![allow(unsafe_code, reason = "the rest of the crate denies it")]
 
+pub(crate) mod clock;
 pub(crate) mod grace;
 pub(crate) mod link;
 pub(crate) mod map;

@@ -15,6 +15,11 @@ pub(crate) mod monitor {
     include!(concat!(env!("OUT_DIR"), "/monitor.skel.rs"));
 }
 
+/// `bpf/nat_balancer.bpf.c`
+pub(crate) mod nat_balancer {
+    include!(concat!(env!("OUT_DIR"), "/nat_balancer.skel.rs"));
+}
+
 /// `bpf/rate_limiter.bpf.c`
 pub(crate) mod rate_limiter {
     include!(concat!(env!("OUT_DIR"), "/rate_limiter.skel.rs"));

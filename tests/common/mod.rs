@@ -3,6 +3,7 @@
 
 pub(crate) mod dsr;
 pub(crate) mod dsr_net;
+pub(crate) mod nat;
 pub(crate) mod rules;
 pub(crate) mod traffic;
 
@@ -104,4 +105,16 @@ pub(crate) fn kernel_older_than_6_3() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     (numbers.next().unwrap(), numbers.next().unwrap()) < (6, 3)
+}
+
+/// Lets this process have as many files open as it may, and answers how many.
+pub(crate) fn raise_open_files() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let hard: usize = line.split_whitespace().nth(4).unwrap().parse().unwrap_or(1 << 20);
+    let set = std::process::Command::new("prlimit")
+        .args([format!("--pid={}", std::process::id()), format!("--nofile={hard}:")])
+        .status();
+    assert!(set.is_ok_and(|status| status.success()), "prlimit (util-linux) raises the limit of open files");
+    hard
 }

@@ -62,13 +62,14 @@ impl Layout {
     }
 
     /// One flow, as `struct bench_flow4` or `struct bench_flow6`. None if it is of the other family.
-    pub(super) fn encode(&self, flow: &SocketAddr) -> Option<Vec<u8>> {
+    pub(super) fn encode(&self, flow: &SocketAddr, destination_port: u16) -> Option<Vec<u8>> {
         let mut bytes = match (self.ipv6, flow.ip()) {
             (false, IpAddr::V4(ip)) => ip.octets().to_vec(),
             (true, IpAddr::V6(ip)) => ip.octets().to_vec(),
             _ => return None,
         };
         bytes.extend(flow.port().to_be_bytes());
+        bytes.extend(destination_port.to_be_bytes());
         bytes.resize(self.flow_size(), 0);
         Some(bytes)
     }
@@ -106,8 +107,8 @@ mod tests {
     #[test]
     fn encodes_flows_of_its_own_family_only() {
         let layout = Layout { restored: 64, source_at: 26, port_at: None, ipv6: false };
-        let flow = layout.encode(&"1.2.3.4:258".parse().unwrap());
-        assert_eq!(flow.unwrap(), [1, 2, 3, 4, 1, 2, 0, 0]);
-        assert_eq!(layout.encode(&"[fd::1]:1".parse().unwrap()), None);
+        let flow = layout.encode(&"1.2.3.4:258".parse().unwrap(), 772);
+        assert_eq!(flow.unwrap(), [1, 2, 3, 4, 1, 2, 3, 4]);
+        assert_eq!(layout.encode(&"[fd::1]:1".parse().unwrap(), 0), None);
     }
 }

@@ -30,6 +30,13 @@ impl<R: SlotRule> Book<R> {
     }
 
     fn read_services(&mut self) {
+        for number in 1..self.vips.len() {
+            let vip = self.vips.read(number);
+            if let (Some(address), true) = (vip.address.get(vip.family), vip.held != 0) {
+                self.addresses.insert(address, number as u16);
+                self.held.insert(address);
+            }
+        }
         for number in 1..self.services.len() {
             let record = self.services.read(number);
             if record.flags & SERVICE_USED == 0 || record.vip >= self.vips.len() {

@@ -10,7 +10,7 @@ use crate::{
         family_of,
     },
     balancer::{BackendState, ServiceAddr, index::Key, store::lines_of},
-    maglev::{self, Share},
+    maglev::Share,
     stage::StageCore,
 };
 
@@ -43,6 +43,7 @@ impl<R: SlotRule> Book<R> {
             vip: vip.into(),
             port: service.port.unwrap_or(0).to_be(),
             protocol: service.protocol as u8,
+            function: self.rule.service_words(vip, &record),
             ..record
         };
         let counters = core.per_cpu::<ServiceCpu>("service_states");
@@ -57,7 +58,7 @@ impl<R: SlotRule> Book<R> {
         if new_address {
             let echo = 0;
             let family = family_of(service.address);
-            let record = Vip { address: Address::from(service.address), family, echo, reserved: 0 };
+            let record = Vip { address: Address::from(service.address), family, echo, held: 0 };
             self.vips.write(vip.into(), &record);
         }
         let published = added.and_then(|()| {
@@ -71,6 +72,28 @@ impl<R: SlotRule> Book<R> {
         }
         self.set_echo_service(service.address);
         Ok(())
+    }
+
+    /// Makes an address ours, with or without services, for as long as the tables live. Answers its number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Full`].
+    pub(crate) fn hold(&mut self, address: IpAddr) -> Result<u16> {
+        crate::balancer::service::check_host("address", address)?;
+        let full = |capacity| Error::Full { map: "vip_index".into(), capacity, entry: address.to_string() };
+        let vip = self.vip_number(address).ok_or_else(|| full(self.vips.len() - 1))?;
+        let new = self.addresses.insert(address, vip).is_none();
+        if new {
+            let record = Vip { address: address.into(), family: family_of(address), echo: 0, held: 1 };
+            self.vips.write(vip.into(), &record);
+            if !self.vip_index.insert(Key::vip(address), vip) {
+                self.addresses.remove(&address);
+                return Err(full(self.vips.len() - 1));
+            }
+        }
+        self.vips.set(vip.into(), offset_of!(Vip, held), 1);
+        self.held.insert(address);
+        Ok(vip)
     }
 
     /// The number of a virtual address, new or old. `None` when another one looks the same in the index.
@@ -101,7 +124,8 @@ impl<R: SlotRule> Book<R> {
         self.services.set(entry.number.into(), offset_of!(Service, flags), 0);
         let vip = entry.record.vip as u16;
         self.service_index.remove(Key::service(vip, service));
-        let last = !self.entries.keys().any(|other| other.address == service.address);
+        let last =
+            !self.entries.keys().any(|other| other.address == service.address) && !self.held.contains(&service.address);
         if last {
             self.vip_index.remove(Key::vip(service.address));
         } else {
@@ -277,7 +301,7 @@ impl<R: SlotRule> Book<R> {
             port: target.port.to_be(),
             reserved: 0,
             identity,
-            function: [0; 3],
+            function: self.rule.backend_words(service.protocol, target, &entry.record),
         };
         entry.members.push(Member { id, target, weight, state: BackendState::Active, identity });
         self.backends.write(id.into(), &record);
@@ -310,7 +334,7 @@ impl<R: SlotRule> Book<R> {
         let names: Vec<_> = entry.members.iter().map(|member| member.target.name()).collect();
         let shares: Vec<_> =
             names.iter().zip(&entry.members).map(|(name, member)| Share { name, weight: member.share() }).collect();
-        let table = maglev::table(&shares, entry.record.slots, self.settings.read(0).seed)?;
+        let table = self.rule.table(&entry.record, &shares, entry.record.slots, self.settings.read(0).seed)?;
         let killed = |id: u16| {
             let member = entry.members.iter().find(|member| member.id == id);
             member.is_none_or(|member| member.state == BackendState::Killed)

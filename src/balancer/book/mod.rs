@@ -9,14 +9,14 @@ mod edit;
 mod release;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     sync::atomic::Ordering,
 };
 
 use super::{
-    BackendState, BackendStats, Echo, ServiceAddr, ServiceStats,
+    BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats,
     hash::{flow_hash, slot_of},
     index::{Index, size_for},
     store::{Slots, Table, lines_of},
@@ -27,7 +27,7 @@ use crate::{
         BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, Backend, BackendCpu, BalancerSettings, SERVICE_BY_SOURCE,
         SLOT_LINE_WORDS, Service, ServiceCpu, Vip,
     },
-    maglev,
+    maglev::{self, Share},
     stage::StageCore,
     sys::grace::GracePeriod,
 };
@@ -44,6 +44,24 @@ pub(crate) trait SlotRule: fmt::Debug + Send {
     /// Whether something else than slots' words still leads to a backend that is leaving. `slots` are its service's,
     /// each with its word.
     fn holds(&self, id: u16, record: &Backend, slots: &mut dyn Iterator<Item = (u32, u32)>) -> bool;
+
+    /// Who has which slot: for each, the index in `shares`; those beyond the end, and all of an empty table, are nobody's.
+    ///
+    /// # Errors
+    /// As [`maglev::table`], which this is unless the function schedules otherwise.
+    fn table(&self, _service: &Service, shares: &[Share<'_>], size: u32, seed: u64) -> Result<Vec<u32>> {
+        maglev::table(shares, size, seed)
+    }
+
+    /// The function's own words of a service that is being added, on the virtual address of this number.
+    fn service_words(&self, _vip: u16, service: &Service) -> [u64; 5] {
+        service.function
+    }
+
+    /// The function's own words of a backend that is being added.
+    fn backend_words(&self, _protocol: ServiceProtocol, _target: Target, _service: &Service) -> [u64; 3] {
+        [0; 3]
+    }
 }
 
 /// Sizes, and what programs are told.
@@ -52,6 +70,8 @@ pub(crate) struct BookConfig {
     pub(crate) services: u32,
     pub(crate) backends: u32,
     pub(crate) table_size: u32,
+    /// Addresses that are ours without having services.
+    pub(crate) held: u32,
     pub(crate) seed: u64,
     pub(crate) echo: Echo,
     /// ICMP messages of our own, a CPU and tick of the kernel's clock.
@@ -74,9 +94,9 @@ impl BookConfig {
             return wrong("services", self.services, "fewer services for tables of this size");
         };
         Ok(vec![
-            ("vip_index", size_for(self.services)),
+            ("vip_index", size_for(self.services + self.held)),
             ("service_index", size_for(self.services)),
-            ("vips", self.services + 1),
+            ("vips", self.services + self.held + 1),
             ("services", self.services + 1),
             ("service_states", self.services + 1),
             ("backends", self.backends + 1),
@@ -88,7 +108,7 @@ impl BookConfig {
     fn settings(&self) -> BalancerSettings {
         BalancerSettings {
             seed: self.seed,
-            vip_mask: size_for(self.services) - 1,
+            vip_mask: size_for(self.services + self.held) - 1,
             service_mask: size_for(self.services) - 1,
             echo: self.echo as u32,
             answers_per_tick: self.answers_per_tick,
@@ -185,6 +205,8 @@ pub(crate) struct Book<R> {
     entries: BTreeMap<ServiceAddr, Entry>,
     /// Numbers of virtual addresses.
     addresses: BTreeMap<IpAddr, u16>,
+    /// Those that stay when their last service goes.
+    held: BTreeSet<IpAddr>,
     /// Backend numbers that were never used start here.
     fresh: u16,
     free: Vec<u16>,
@@ -212,6 +234,7 @@ impl<R: SlotRule> Book<R> {
             service_index: Index::of(core, "service_index")?,
             entries: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            held: BTreeSet::new(),
             fresh: 1,
             free: Vec::new(),
             table_size,
@@ -233,6 +256,22 @@ impl<R: SlotRule> Book<R> {
     /// The service that packets to this address and port belong to.
     pub(crate) fn find(&self, service: &ServiceAddr) -> Option<(&ServiceAddr, &Entry)> {
         self.entries.get_key_value(service).or_else(|| self.entries.get_key_value(&service.any_port()))
+    }
+
+    /// Numbers of the addresses of a family that were made ours by [`Book::hold`].
+    pub(crate) fn held(&self, ipv4: bool) -> impl Iterator<Item = u16> {
+        let of_family = self.held.iter().filter(move |address| address.is_ipv4() == ipv4);
+        of_family.filter_map(|address| self.addresses.get(address).copied())
+    }
+
+    /// Whether packets to this address are ours.
+    pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
+        self.addresses.contains_key(&address)
+    }
+
+    /// The virtual address of this number.
+    pub(crate) fn address(&self, number: u16) -> Option<IpAddr> {
+        self.addresses.iter().find(|(_, known)| **known == number).map(|(address, _)| *address)
     }
 
     /// The backend of this number.
@@ -274,13 +313,14 @@ fn unknown(service: &ServiceAddr) -> Error {
     Error::UnknownService { service: service.to_string() }
 }
 
-/// What was counted of a backend.
-pub(crate) fn backend_stats(core: &StageCore, id: u16) -> Result<BackendStats> {
+/// What was counted of a backend, and the function's own counter.
+pub(crate) fn backend_stats(core: &StageCore, id: u16) -> Result<(BackendStats, u64)> {
     let cpus = core.per_cpu::<BackendCpu>("backend_states").get(id.into())?;
-    Ok(cpus.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
+    let stats = cpus.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
         forwarded: sum.forwarded + Count { packets: cpu.packets, bytes: cpu.bytes },
         new_flows: sum.new_flows + cpu.flows,
-    }))
+    });
+    Ok((stats, cpus.iter().map(|cpu| cpu.function).sum()))
 }
 
 /// What was counted of a service, and the function's own counters.

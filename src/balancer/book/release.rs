@@ -75,7 +75,7 @@ impl<R: SlotRule> Book<R> {
     }
 
     /// Waits until no packet is handled by what was in the tables before.
-    pub(super) fn wait(&mut self, core: &StageCore) -> Result<()> {
+    pub(crate) fn wait(&mut self, core: &StageCore) -> Result<()> {
         let fail = |source: io::Error| core.map("backends").error("wait for a grace period", source);
         let grace = match self.grace.take() {
             Some(grace) => grace,

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The ways out of the NAT balancer, the common one first. */
+#ifndef XDPKIT_NAT_RARE_H
+#define XDPKIT_NAT_RARE_H
+
+#include "fragment.h"
+#include "nat_icmp.h"
+#include "nat_reset.h"
+
+/* ---- fragments ---------------------------------------------------------------------------------------- */
+
+/*
+ * Later fragments follow the first one of their datagram, to the same connection. What fragment.h remembers are 32 bits
+ * of ours: of the record, of its generation, and the direction; the lowest bit is always set.
+ */
+#define NAT_FRAGMENT_BACKEND 2
+#define NAT_FRAGMENT_GENERATION(word) ((__u32)((word) >> NAT_GENERATION_SHIFT & 15) << 2)
+#define NAT_FRAGMENT_RECORD_SHIFT 6
+
+static __always_inline void nat_remember_fragment(struct xdp_md *ctx, __u32 record, __u64 word, bool from_backend)
+{
+	__u32 value = record << NAT_FRAGMENT_RECORD_SHIFT | NAT_FRAGMENT_GENERATION(word) |
+		      (from_backend ? NAT_FRAGMENT_BACKEND : 0) | 1;
+
+	fragment_remember(ctx, value & 0xffff, value >> 16);
+}
+
+/* What was remembered for a later fragment, 0 for nothing. */
+__attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
+{
+	__u32 low, high = 0, hash;
+	struct nat_settings *s = nat_settings();
+	struct nat_connection *r;
+	struct packet p;
+	__u32 value;
+
+	if (!s || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
+		return 0;
+	low = fragment_find(&p, ctx, &high, &hash);
+	if (!low)
+		return 0;
+	value = high << 16 | low;
+	r = nat_record(s, value >> NAT_FRAGMENT_RECORD_SHIFT);
+	return r && NAT_FRAGMENT_GENERATION(NAT_ONCE(r->word)) == (value & 15 << 2) ? value : 0;
+}
+
+/* ---- the ways out ------------------------------------------------------------------------------------- */
+
+/* What becomes of a packet, packed into the scalar that a global function may return. */
+union nat_outcome {
+	__u64 packed;
+	struct {
+		__u32 reason;
+		__u32 action;
+	};
+};
+
+/* Neither TCP nor UDP, nor an ICMP error about them. */
+__attribute__((noinline, weak)) __u64 nat_other(struct xdp_md *ctx, __u32 vip)
+{
+	union nat_outcome outcome = { .reason = vip ? REASON_NO_SERVICE : REASON_NOT_FOR_VIP, .action = XDP_PASS };
+	struct balancer_settings *b = balancer_settings();
+	struct packet p;
+
+	if (!vip || !b || b->echo != ECHO_ANSWER || parse(ctx, &p) != REASON_NONE || !p.transport_header ||
+	    p.fragment != FRAGMENT_NONE)
+		return outcome.packed;
+	if ((p.network == NETWORK_IPV6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) != p.icmp->type)
+		return outcome.packed;
+	if (!may_answer(b) || !answer_echo(ctx))
+		return outcome.packed;
+	outcome.reason = REASON_ECHO_ANSWERED;
+	outcome.action = XDP_TX;
+	return outcome.packed;
+}
+
+/* A segment of no connection. */
+__attribute__((noinline, weak)) __u64 nat_refuse(struct xdp_md *ctx, __u32 reason)
+{
+	union nat_outcome outcome = { .reason = reason, .action = XDP_DROP };
+	struct balancer_settings *b = balancer_settings();
+	struct nat_settings *s = nat_settings();
+
+	if (!s || !b || !s->reset_unknown || !may_answer(b) || !nat_reset(ctx))
+		return outcome.packed;
+	outcome.reason = REASON_RESET_SENT;
+	outcome.action = XDP_TX;
+	return outcome.packed;
+}
+
+/* A packet that the way on does not take, and that must not be fragmented: its sender is told. */
+__attribute__((noinline, weak)) __u64 nat_too_big(struct xdp_md *ctx, __u32 mtu, __u32 service, __u32 ipv6)
+{
+	struct service_state *state = bpf_map_lookup_elem(&service_states, &service);
+	union nat_outcome outcome = { .reason = REASON_TOO_BIG, .action = XDP_DROP };
+	struct balancer_settings *b = balancer_settings();
+
+	if (!b || !state || !may_answer(b))
+		return outcome.packed;
+	if (!(ipv6 ? answer_too_big6(ctx, mtu) : answer_too_big4(ctx, mtu)))
+		return outcome.packed;
+	state->too_big++;
+	outcome.reason = REASON_TOO_BIG_ANSWERED;
+	outcome.action = XDP_TX;
+	return outcome.packed;
+}
+
+#endif

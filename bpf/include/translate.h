@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Puts other addresses and ports into a packet; every checksum follows by its difference (RFC 1624). */
+#ifndef XDPKIT_TRANSLATE_H
+#define XDPKIT_TRANSLATE_H
+
+#include "checksum.h"
+#include "parse.h"
+
+/* Both ends of a packet as they shall be. IPv4 addresses: the first four bytes, then zeroes. */
+struct translation {
+	__be64 source[2];
+	__be64 destination[2];
+	__be16 source_port;
+	__be16 destination_port;
+	__u32 reserved;
+};
+
+/* Answers how the sum of the addresses changed: transport checksums cover them as a pseudo-header. */
+static __always_inline __u64 translate_ipv4(struct iphdr *ip, const struct translation *to)
+{
+	__be32 source = (__be32)to->source[0], destination = (__be32)to->destination[0];
+	__u64 change = csum_change32(ip->saddr, source) + csum_change32(ip->daddr, destination);
+
+	ip->saddr = source;
+	ip->daddr = destination;
+	ip->check = csum_apply(ip->check, change);
+	return change;
+}
+
+static __always_inline __u64 translate_ipv6(struct ipv6hdr *ip, const struct translation *to)
+{
+	const __be32 *source = (const __be32 *)to->source, *destination = (const __be32 *)to->destination;
+	__u64 change = csum_change128(ip->saddr.s6_addr32, source) +
+		       csum_change128(ip->daddr.s6_addr32, destination);
+
+	__builtin_memcpy(&ip->saddr, to->source, 16);
+	__builtin_memcpy(&ip->daddr, to->destination, 16);
+	return change;
+}
+
+/* Changes the ports too: TCP and UDP both start with them. */
+static __always_inline __u64 translate_ports(struct udphdr *ports, const struct translation *to)
+{
+	__u64 change = csum_change16(ports->source, to->source_port) +
+		       csum_change16(ports->dest, to->destination_port);
+
+	ports->source = to->source_port;
+	ports->dest = to->destination_port;
+	return change;
+}
+
+/* The network header, and the transport header where the packet has one: later fragments have none. */
+static __always_inline void translate(struct packet *p, const struct translation *to)
+{
+	__u64 change;
+
+	if (p->network == NETWORK_IPV4) {
+		change = translate_ipv4(p->ip4, to);
+		ipv4_decrement_ttl(p->ip4);
+	} else {
+		change = translate_ipv6(p->ip6, to);
+		p->ip6->hop_limit--;
+	}
+	if (!p->transport_header)
+		return;
+	change += translate_ports(p->udp, to);
+	if (p->protocol == IPPROTO_TCP)
+		p->tcp->check = csum_apply(p->tcp->check, change);
+	else
+		p->udp->check = csum_apply_udp(p->udp->check, change);
+}
+
+#endif

@@ -1,0 +1,96 @@
+//! The kernel's tick counter, by which programs judge age: `bpf_jiffies64` costs them next to nothing.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    ptr,
+};
+
+use libbpf_rs::libbpf_sys as raw;
+
+use super::check;
+use crate::{Error, Result};
+
+/// Reads the counter through a program of two instructions.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    program: OwnedFd,
+    hertz: u32,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Result<Self> {
+        let instruction = |code: u32, imm: i32| raw::bpf_insn { code: code as u8, imm, ..Default::default() };
+        let program = [
+            instruction(raw::BPF_JMP | raw::BPF_CALL, raw::BPF_FUNC_jiffies64 as i32),
+            instruction(raw::BPF_JMP | raw::BPF_EXIT, 0),
+        ];
+        // SAFETY: the instructions and strings outlive the call, and their number is right; no options are given.
+        let fd = check(unsafe {
+            raw::bpf_prog_load(
+                raw::BPF_PROG_TYPE_XDP,
+                c"clock".as_ptr(),
+                c"Dual BSD/GPL".as_ptr(),
+                program.as_ptr(),
+                program.len() as raw::size_t,
+                ptr::null_mut(),
+            )
+        })
+        .map_err(|cause| Error::Load { program: "clock".into(), cause })?;
+        // SAFETY: the kernel has just given us this descriptor.
+        let program = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { program, hertz: hertz() })
+    }
+
+    /// Ticks in a second.
+    pub(crate) fn hertz(&self) -> u32 {
+        self.hertz
+    }
+
+    /// The lower half of the counter, at this moment.
+    pub(crate) fn now(&self) -> Result<u32> {
+        let frame = [0_u8; 14];
+        let mut options = raw::bpf_test_run_opts {
+            sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
+            data_in: frame.as_ptr().cast(),
+            data_size_in: frame.len() as u32,
+            repeat: 1,
+            ..Default::default()
+        };
+        // SAFETY: the kernel reads the frame and writes nothing but to `options`.
+        let answer = unsafe { raw::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut options) };
+        let fail = |cause: io::Error| Error::TestRun { program: "clock".into(), length: frame.len(), cause };
+        check(answer).map_err(fail)?;
+        Ok(options.retval)
+    }
+}
+
+/// The coarse clock goes by ticks, and tells how long one is.
+fn hertz() -> u32 {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the struct in; this clock always exists.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    let nanoseconds = u32::try_from(tick.tv_nsec).unwrap_or(0).max(1);
+    (1_000_000_000 / nanoseconds).clamp(1, 10_000)
+}
+
+#[cfg(test)]
+mod tests {
+    //! These need root.
+
+    use std::{thread, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn the_counter_goes_at_the_stated_rate() {
+        let clock = Clock::new().unwrap();
+        assert!((100..=1000).contains(&clock.hertz()), "{} Hz", clock.hertz());
+        // A machine that sleeps too long is told by the other clock.
+        let (start, began) = (clock.now().unwrap(), std::time::Instant::now());
+        thread::sleep(Duration::from_millis(500));
+        let ticks = f64::from(clock.now().unwrap().wrapping_sub(start));
+        let wanted = began.elapsed().as_secs_f64() * f64::from(clock.hertz());
+        assert!((ticks - wanted).abs() < 0.1 * wanted + 2.0, "{ticks} ticks, {wanted} expected");
+    }
+}
