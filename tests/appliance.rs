@@ -14,7 +14,12 @@ use std::{
 
 use common::{times, traffic::Lockstep};
 use serde_json::{Value, json};
-use xdpkit_lab::{Namespace, bpffs::BpfFs, topology::Pair, traffic::ping};
+use xdpkit_lab::{
+    Namespace,
+    bpffs::BpfFs,
+    topology::{DsrL2, Pair},
+    traffic::{HttpServer, http_get, ping},
+};
 
 /// A directory for the appliance's file.
 struct Place(PathBuf);
@@ -288,6 +293,95 @@ fn top_shows_a_pinned_appliance_and_leaves_it_alone() {
     let output = Command::new(example().with_file_name("top")).args(["--pin", "/nope", "--once"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("nothing is pinned at /nope"));
+}
+
+/// The L2 tutorial's network with the appliance on the balancer's one interface.
+#[test]
+fn one_interface_runs_all_functions_for_real_clients() {
+    let (vip4, vip6) = ("192.168.178.100".parse().unwrap(), "2001:db8:b::100".parse().unwrap());
+    let lab = DsrL2::new(2, vip4, vip6).unwrap();
+    let place = Place::new("all");
+    let [own4, own6] = lab.balancer_addr.both();
+    let [a, b] = [lab.backend_addrs[0], lab.backend_addrs[1]];
+    place.write(&format!(
+        "
+[interface.eth0]
+chain = ['edge', 'limits', 'direct', 'translated']
+[firewall.edge]
+deny = ['10.0.0.20 to {vip4} tcp/81', '2001:db8:a::20 to {vip6} tcp/81']
+[rate_limiter.limits]
+settings.limits = {{ icmp-echo = '1/h:3', tcp = '100000/s' }}
+tiers = {{ '192.168.178.0/24' = 'exempt', '2001:db8:b::/64' = 'exempt' }}
+[dsr_balancer.direct]
+[[dsr_balancer.direct.service]]
+address = 'tcp/{vip4}:*'
+backends = {{ '{}' = 1, '{}' = 1 }}
+[[dsr_balancer.direct.service]]
+address = 'tcp/[{vip6}]:*'
+backends = {{ '{}' = 1, '{}' = 1 }}
+[nat_balancer.translated]
+[[nat_balancer.translated.service]]
+address = 'tcp/{own4}:8080'
+backends = {{ '{}:9090' = 1, '{}:9090' = 1 }}
+[[nat_balancer.translated.service]]
+address = 'tcp/[{own6}]:8080'
+backends = {{ '[{}]:9090' = 1, '[{}]:9090' = 1 }}
+",
+        a.v4, b.v4, a.v6, b.v6, a.v4, b.v4, a.v6, b.v6
+    ));
+    let mut servers = Vec::new();
+    for (number, backend) in lab.backends.iter().enumerate() {
+        let page = move |kind: &'static str| move |peer: SocketAddr| format!("{kind}{number} {}", peer.ip());
+        for vip in lab.vip.both() {
+            for port in [80, 81] {
+                servers.push(HttpServer::start(backend, SocketAddr::new(vip, port), page("dsr")).unwrap());
+            }
+        }
+        for own in lab.backend_addrs[number].both() {
+            servers.push(HttpServer::start(backend, SocketAddr::new(own, 9090), page("nat")).unwrap());
+        }
+    }
+    let mut appliance = Running::start(&lab.balancer, &place.file(), &[]);
+    appliance.expect("ready");
+    let patience = Duration::from_secs(20);
+    for family in 0..2 {
+        let (vip, own, client) =
+            (lab.vip.both()[family], lab.balancer_addr.both()[family], lab.client_addr.both()[family]);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..30 {
+            let page = http_get(&lab.client, SocketAddr::new(vip, 80), "/", patience).unwrap();
+            let direct = String::from_utf8(page).unwrap();
+            assert!(direct.ends_with(&format!(" {client}")), "the backend sees the client: {direct}");
+            let page = match http_get(&lab.client, SocketAddr::new(own, 8080), "/", Duration::from_secs(2)) {
+                Ok(page) => page,
+                Err(error) => panic!("{error}: {}", appliance.stop()),
+            };
+            let translated = String::from_utf8(page).unwrap();
+            assert!(translated.ends_with(&format!(" {own}")), "the backend sees the balancer: {translated}");
+            seen.extend([direct, translated].map(|page| page[..4].to_owned()));
+        }
+        assert_eq!(seen.len(), 4, "both backends of both balancers: {seen:?}");
+        let denied = http_get(&lab.client, SocketAddr::new(vip, 81), "/", Duration::from_millis(700));
+        assert!(denied.is_err(), "port 81 is denied to this client");
+        let report = ping(&lab.client, vip, 10, Duration::ZERO, Duration::from_millis(500)).unwrap();
+        assert_eq!(report.received, 3, "three at once, and then one an hour");
+    }
+    let stats = appliance.stop();
+    let of = |function: &str, reason: &str| {
+        stats["functions"][function]["reasons"].get(reason).and_then(Value::as_u64).unwrap_or(0)
+    };
+    let packets = |function: &str| stats["functions"][function]["packets"].as_u64().unwrap();
+    let passed = |function: &str| stats["functions"][function]["passed"].as_u64().unwrap();
+    assert!(of("edge", "denied") >= 2, "{stats}");
+    assert_eq!(of("limits", "over_packets"), 14, "{stats}");
+    assert_eq!(of("direct", "echo_answered"), 6, "{stats}");
+    assert!(of("direct", "forwarded") >= 60 * 4 && of("translated", "forwarded") >= 60 * 4, "{stats}");
+    assert!(of("translated", "answered") >= 60 * 3, "{stats}");
+    // What a function passes is what the next one meets, and every packet ends in one place.
+    for (function, next) in [("edge", "limits"), ("limits", "direct"), ("direct", "translated")] {
+        assert_eq!(passed(function), packets(next), "{function} and {next}: {stats}");
+    }
+    assert_eq!(stats["packets"].as_u64().unwrap(), packets("edge"), "{stats}");
 }
 
 fn scrape(place: &Namespace, address: &str) -> String {

@@ -12,6 +12,7 @@ use xdpkit::{MonitorConfig, XdpMode};
 use crate::{
     dsr_balancer::{DsrPlan, DsrTable},
     firewall::{FirewallPlan, FirewallTable},
+    nat_balancer::{NatPlan, NatTable},
     rate_limiter::{RateLimiterPlan, RateLimiterTable},
 };
 
@@ -47,6 +48,8 @@ struct File {
     rate_limiter: BTreeMap<String, RateLimiterTable>,
     #[serde(default)]
     dsr_balancer: BTreeMap<String, DsrTable>,
+    #[serde(default)]
+    nat_balancer: BTreeMap<String, NatTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -86,6 +89,7 @@ pub(crate) enum FunctionPlan {
     Firewall(Box<FirewallPlan>),
     RateLimiter(Box<RateLimiterPlan>),
     DsrBalancer(Box<DsrPlan>),
+    NatBalancer(Box<NatPlan>),
 }
 
 impl FunctionPlan {
@@ -95,6 +99,7 @@ impl FunctionPlan {
             Self::Firewall(_) => "firewall",
             Self::RateLimiter(_) => "rate_limiter",
             Self::DsrBalancer(_) => "dsr_balancer",
+            Self::NatBalancer(_) => "nat_balancer",
         }
     }
 }
@@ -128,6 +133,9 @@ pub(crate) fn read(path: &Path) -> Result<Plan, ConfigError> {
     }
     for (name, table) in file.dsr_balancer {
         add(&name, &name, FunctionPlan::DsrBalancer(table.plan(path, &name)?.into()))?;
+    }
+    for (name, table) in file.nat_balancer {
+        add(&name, &name, FunctionPlan::NatBalancer(table.plan(path, &name)?.into()))?;
     }
     let mut interfaces = BTreeMap::new();
     if file.interface.is_empty() {

@@ -12,6 +12,7 @@ mod config;
 mod dsr_balancer;
 mod firewall;
 mod metrics;
+mod nat_balancer;
 mod rate_limiter;
 mod state;
 

@@ -15,6 +15,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use xdpkit::ConnectionState;
+
 use crate::state::{Appliance, Function};
 
 /// A counter or a gauge, with its labels.
@@ -54,6 +56,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     let mut limited = Family::counter("xdpkit_limited_packets", "Packets under a limit, by scope and outcome");
     let mut bans = Family::counter("xdpkit_bans", "Bans that a rate limiter has set by itself");
     let mut banned = Family::gauge("xdpkit_banned_sources", "Sources that are banned now");
+    let mut connections = Family::gauge("xdpkit_connections", "Connections of a NAT balancer by state");
     let mut service_packets = Family::counter("xdpkit_service_packets", "Packets of a service");
     let mut service_bytes = Family::counter("xdpkit_service_bytes", "Bytes of whole frames of a service");
     let mut service_flows = Family::counter("xdpkit_service_flows", "New flows of a service");
@@ -106,6 +109,34 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
                     }
                 }
             }
+            Function::NatBalancer(balancer) => {
+                lost.add(label(), balancer.events_lost()?);
+                let counts = balancer.counts()?;
+                for state in ConnectionState::ALL {
+                    connections
+                        .add(vec![("function", name.clone()), ("state", state.to_string())], counts.state(state));
+                }
+                for service in balancer.services() {
+                    let of = || vec![("function", name.clone()), ("service", service.to_string())];
+                    let stats = balancer.service_stats(&service)?;
+                    service_packets.add(of(), stats.forwarded.packets);
+                    service_bytes.add(of(), stats.forwarded.bytes);
+                    service_flows.add(of(), stats.opened);
+                    for backend in balancer.backends(&service)? {
+                        let identity = backend.identity.to_string();
+                        let of = || {
+                            let mut labels = of();
+                            labels.push(("backend", backend.address.to_string()));
+                            labels.push(("identity", identity.clone()));
+                            labels
+                        };
+                        backend_packets.add(of(), backend.stats.forwarded.packets);
+                        backend_bytes.add(of(), backend.stats.forwarded.bytes);
+                        backend_flows.add(of(), backend.stats.opened);
+                        backend_weight.add(of(), backend.weight.into());
+                    }
+                }
+            }
             Function::RateLimiter(limiter) => {
                 let counts = limiter.counts()?;
                 lost.add(label(), counts.events_lost);
@@ -139,6 +170,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         limited,
         bans,
         banned,
+        connections,
         service_packets,
         service_bytes,
         service_flows,

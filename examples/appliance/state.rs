@@ -7,7 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use xdpkit::{AttachOptions, DsrBalancer, Firewall, PacketMonitor, Pipeline, RateLimiter, Stage, open_program};
+use xdpkit::{
+    AttachOptions, DsrBalancer, Firewall, NatBalancer, PacketMonitor, Pipeline, RateLimiter, Stage, open_program,
+};
 
 use crate::config::{FunctionPlan, InterfacePlan, Plan};
 
@@ -19,6 +21,7 @@ pub(crate) enum Function {
     Firewall(Box<Firewall>),
     RateLimiter(Box<RateLimiter>),
     DsrBalancer(Box<DsrBalancer>),
+    NatBalancer(Box<NatBalancer>),
 }
 
 impl Function {
@@ -39,6 +42,10 @@ impl Function {
             (FunctionPlan::DsrBalancer(plan), Some(pin)) => {
                 Self::DsrBalancer(DsrBalancer::load_or_adopt(pin, &plan.settings)?.into())
             }
+            (FunctionPlan::NatBalancer(plan), None) => Self::NatBalancer(NatBalancer::load(&plan.settings)?.into()),
+            (FunctionPlan::NatBalancer(plan), Some(pin)) => {
+                Self::NatBalancer(NatBalancer::load_or_adopt(pin, &plan.settings)?.into())
+            }
         };
         Ok(function)
     }
@@ -49,6 +56,7 @@ impl Function {
             Self::Firewall(_) => "firewall",
             Self::RateLimiter(_) => "rate_limiter",
             Self::DsrBalancer(_) => "dsr_balancer",
+            Self::NatBalancer(_) => "nat_balancer",
         }
     }
 
@@ -58,6 +66,7 @@ impl Function {
             Self::Firewall(firewall) => &**firewall,
             Self::RateLimiter(limiter) => &**limiter,
             Self::DsrBalancer(balancer) => &**balancer,
+            Self::NatBalancer(balancer) => &**balancer,
         }
     }
 
@@ -68,6 +77,7 @@ impl Function {
             (Self::Firewall(firewall), FunctionPlan::Firewall(plan)) => plan.apply(firewall),
             (Self::RateLimiter(limiter), FunctionPlan::RateLimiter(plan)) => plan.apply(limiter),
             (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.apply(balancer),
+            (Self::NatBalancer(balancer), FunctionPlan::NatBalancer(plan)) => plan.apply(balancer),
             _ => unreachable!("`changes` refuses another kind"),
         }
     }
@@ -86,6 +96,7 @@ fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan) -> Outcome {
         (FunctionPlan::Firewall(a), FunctionPlan::Firewall(b)) => a.fixed_difference(b),
         (FunctionPlan::RateLimiter(a), FunctionPlan::RateLimiter(b)) => a.fixed_difference(b),
         (FunctionPlan::DsrBalancer(a), FunctionPlan::DsrBalancer(b)) => a.fixed_difference(b),
+        (FunctionPlan::NatBalancer(a), FunctionPlan::NatBalancer(b)) => a.fixed_difference(b),
         _ => None,
     };
     match fixed {

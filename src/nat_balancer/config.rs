@@ -20,6 +20,7 @@ use super::NatBalancer;
 /// What a service's backends see of its clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum NatMode {
     /// An address of the balancer and a port that it chose: answers come back by themselves.
     #[default]
@@ -32,6 +33,7 @@ pub enum NatMode {
 /// Who gets a new connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Scheduler {
     /// Maglev hashing of the connection's addresses and ports, by weight: the same on every balancer with the same
     /// seed, and few change hands when the list of backends changes.
@@ -98,22 +100,31 @@ impl NatService {
 /// After how much silence a connection ends. Each at least a second and at most 10 days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct NatTimeouts {
     /// UDP that the backend has not answered; 30 s by default.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub udp_new: Duration,
     /// UDP in both directions; 5 minutes by default (RFC 4787).
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub udp: Duration,
     /// TCP: a SYN without an answer; 30 s by default.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub syn: Duration,
     /// TCP: answered by the backend, not yet confirmed by the client; 1 minute by default.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub answered: Duration,
     /// TCP: established; 2 hours and 4 minutes by default (RFC 5382).
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub established: Duration,
     /// TCP: one side has sent a FIN; 4 minutes by default (RFC 5382).
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub closing: Duration,
     /// TCP: both have; 1 minute by default.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub time_wait: Duration,
     /// TCP: one side has sent a RST; 10 s by default.
+    #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub reset: Duration,
 }
 
@@ -159,6 +170,7 @@ impl NatTimeouts {
 /// How a [`NatBalancer`] is made.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct NatConfig {
     /// The value's name; `nat_balancer` by default.
     pub name: String,

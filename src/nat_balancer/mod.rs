@@ -56,6 +56,8 @@ pub struct NatBackend {
     pub weight: u32,
     /// What it may be given.
     pub state: BackendState,
+    /// Tells it from another backend of the same address, before or after.
+    pub identity: u32,
     /// What it was given.
     pub stats: NatBackendStats,
 }
@@ -315,7 +317,8 @@ impl NatBalancer {
             let active = self.connections.active(member.id);
             let stats = NatBackendStats { forwarded: stats.forwarded, answers, opened: stats.new_flows, active };
             let address = SocketAddr::new(member.target.address, member.target.port);
-            Ok(NatBackend { address, weight: member.weight, state: member.state, stats })
+            let (weight, state, identity) = (member.weight, member.state, member.identity);
+            Ok(NatBackend { address, weight, state, identity, stats })
         });
         listed.collect()
     }
