@@ -160,8 +160,10 @@ impl Model {
             What::Other => no(Action::Pass, Reason::NoService),
             What::Echo => no(Action::Tx, Reason::EchoAnswered),
             What::Later { protocol } => match self.fragments.get(&(source, vip, protocol, identification)) {
-                Some((service, identity)) => forward(*service, Some(*identity), Reason::Forwarded, None),
-                None => no(Action::Drop, Reason::FragmentUnknown),
+                Some((service, identity)) if !self.services[*service].killed.contains(identity) => {
+                    forward(*service, Some(*identity), Reason::Forwarded, None)
+                }
+                _ => no(Action::Drop, Reason::FragmentUnknown),
             },
             What::Error(quoted) => {
                 let found =
@@ -196,7 +198,7 @@ impl Model {
         let entry = &self.services[service];
         let ports = if entry.by_source { 0 } else { u64::from(port.to_be()) << 16 | u64::from(client.port().to_be()) };
         let hash = hash(self.seed, client.ip(), entry.address.address, ports << 8 | entry.address.protocol as u64);
-        (((hash >> 32) * u64::from(self.table_size) >> 32) as usize, hash as u32)
+        ((((hash >> 32) * u64::from(self.table_size)) >> 32) as usize, hash as u32)
     }
 }
 
