@@ -35,6 +35,7 @@ fn config() -> DsrConfig {
     DsrConfig::default()
         .services(16)
         .table_size(SIZE)
+        .backends(60_000)
         .seed(SEED)
         .flows(1 << 20)
         .idle(day)
