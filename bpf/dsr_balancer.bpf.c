@@ -150,6 +150,9 @@ static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet 
 	return send(ctx, hop, reason);
 }
 
+/* The dummy address of RFC 7600, 192.0.0.8: the host's stack takes no packet from its own address for forwarding. */
+#define IPV4_DUMMY bpf_htonl(0xc0000008)
+
 /* Inside an outer header. Without the next hop's MAC, the host's stack forwards it and finds it out. */
 static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner *inner, const struct backend *backend,
 					  struct next_hop *hop, __u32 hash, __u32 reason)
@@ -159,6 +162,7 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 	struct ipv6hdr *outer6;
 	struct iphdr *outer4;
 	__be64 source[2];
+	__be32 source4;
 	__u32 zero = 0;
 
 	set = bpf_map_lookup_elem(&settings, &zero);
@@ -168,7 +172,8 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 		outer4 = make_room(ctx, inner, sizeof(*outer4), macs, bpf_htons(ETH_P_IP));
 		if (!outer4)
 			return verdict(REASON_NO_ROOM, XDP_DROP);
-		fill_outer4(outer4, inner, set->outer4 | (hash & set->outer4_mask), *(any_u32 *)backend->address);
+		source4 = macs || set->outer4_mask ? set->outer4 | (hash & set->outer4_mask) : IPV4_DUMMY;
+		fill_outer4(outer4, inner, source4, *(any_u32 *)backend->address);
 	} else {
 		outer6 = make_room(ctx, inner, sizeof(*outer6), macs, bpf_htons(ETH_P_IPV6));
 		if (!outer6)
