@@ -10,6 +10,7 @@
 #include "include/next_hop.h"
 #include "include/checksum.h"
 #include "include/encapsulate.h"
+#include "include/resolve.h"
 #include "include/answer.h"
 #include "include/dsr_select.h"
 #include "abi/dsr_balancer.h"
@@ -75,44 +76,15 @@ __attribute__((noinline, weak)) int find_way(struct xdp_md *ctx, __u32 number, _
 	return 0;
 }
 
-/*
- * A neighbour without a MAC is found out by the host's stack when it has something to forward to it. The packet is for
- * a virtual address, so it becomes something that the neighbour throws away without a word: an ICMP message of no known
- * type (RFC 1122, 3.2.2), or an IPv6 packet without contents (RFC 8200, 4.7). Clients repeat what matters.
- */
+/* Global: few packets need it. Weak: see parse.h. */
 __attribute__((noinline, weak)) int ask_for_neighbour(struct xdp_md *ctx, __u32 number)
 {
 	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
 	struct packet p;
-	__be16 *icmp;
 
-	if (!backend || parse(ctx, &p) != REASON_NONE)
+	if (!backend || parse(ctx, &p) != REASON_NONE || p.network != backend->family)
 		return false;
-	if (p.network == NETWORK_IPV4 && backend->family == NETWORK_IPV4) {
-		icmp = (void *)(p.ip4 + 1);
-		if ((void *)(icmp + 4) > p.end)
-			return false;
-		*(__u8 *)p.ip4 = 0x45;
-		p.ip4->tot_len = bpf_htons(28);
-		p.ip4->frag_off = 0;
-		p.ip4->ttl = 64;
-		p.ip4->protocol = IPPROTO_ICMP;
-		p.ip4->daddr = *(any_u32 *)backend->address;
-		p.ip4->check = csum_ipv4(p.ip4);
-		icmp[0] = bpf_htons(0xfd00);
-		icmp[1] = (__be16)~bpf_htons(0xfd00);
-		icmp[2] = 0;
-		icmp[3] = 0;
-		return true;
-	}
-	if (p.network == NETWORK_IPV6 && backend->family == NETWORK_IPV6) {
-		p.ip6->payload_len = 0;
-		p.ip6->nexthdr = 59;
-		p.ip6->hop_limit = 64;
-		__builtin_memcpy(&p.ip6->daddr, backend->address, 16);
-		return true;
-	}
-	return false;
+	return become_request(&p, backend->address);
 }
 
 /* A packet that does not fit. Global: few packets need it. Weak: see parse.h. */
@@ -150,6 +122,9 @@ static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet 
 	return send(ctx, hop, reason);
 }
 
+/* The dummy address of RFC 7600, 192.0.0.8: the host's stack takes no packet from its own address for forwarding. */
+#define IPV4_DUMMY bpf_htonl(0xc0000008)
+
 /* Inside an outer header. Without the next hop's MAC, the host's stack forwards it and finds it out. */
 static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner *inner, const struct backend *backend,
 					  struct next_hop *hop, __u32 hash, __u32 reason)
@@ -159,6 +134,7 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 	struct ipv6hdr *outer6;
 	struct iphdr *outer4;
 	__be64 source[2];
+	__be32 source4;
 	__u32 zero = 0;
 
 	set = bpf_map_lookup_elem(&settings, &zero);
@@ -168,7 +144,8 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 		outer4 = make_room(ctx, inner, sizeof(*outer4), macs, bpf_htons(ETH_P_IP));
 		if (!outer4)
 			return verdict(REASON_NO_ROOM, XDP_DROP);
-		fill_outer4(outer4, inner, set->outer4 | (hash & set->outer4_mask), *(any_u32 *)backend->address);
+		source4 = macs || set->outer4_mask ? set->outer4 | (hash & set->outer4_mask) : IPV4_DUMMY;
+		fill_outer4(outer4, inner, source4, *(any_u32 *)backend->address);
 	} else {
 		outer6 = make_room(ctx, inner, sizeof(*outer6), macs, bpf_htons(ETH_P_IPV6));
 		if (!outer6)

@@ -35,6 +35,7 @@ fn config() -> DsrConfig {
     DsrConfig::default()
         .services(16)
         .table_size(SIZE)
+        .backends(60_000)
         .seed(SEED)
         .flows(1 << 20)
         .idle(day)
@@ -67,7 +68,8 @@ struct Generated {
     frame: Vec<u8>,
 }
 
-fn generate(random: &mut Rng, host: &Host) -> Generated {
+/// `window`: fragments are remembered for half a minute, so identifications do not stay in use for longer.
+fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated {
     let family6 = random.bool();
     let source = common::dsr::client(family6, random.u32(..40));
     let destination: IpAddr = match random.u8(..12) {
@@ -87,7 +89,7 @@ fn generate(random: &mut Rng, host: &Host) -> Generated {
         _ => random.usize(..200),
     };
     let payload: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
-    let identification = random.u32(1..60);
+    let identification = window % 1000 * 64 + random.u32(1..60);
     let tcp = random.bool();
     let flags = *random.choice(&[2, 2, 16, 16, 16, 24, 17, 18, 4, 20, 0, 1][..]).unwrap();
     let transport = |frame: Frame| frame.payload(&payload);
@@ -325,7 +327,7 @@ fn generated_packets_get_what_the_model_says() {
         for _ in 0..if round == 0 { 40 } else { random.usize(..3) } {
             change(&mut random, &b, &mut model);
         }
-        let generated: Vec<_> = (0..batch).map(|_| generate(&mut random, &host)).collect();
+        let generated: Vec<_> = (0..batch).map(|_| generate(&mut random, &host, (round / 50) as u32)).collect();
         let frames: Vec<_> = generated.iter().map(|g| g.frame.clone()).collect();
         for (g, (action, out)) in generated.iter().zip(b.run_all(&frames)) {
             let mut verdict = model.judge(g.source, g.destination, g.identification, g.what);

@@ -241,7 +241,8 @@ fn a_kernels_own_tunnel_device_is_a_backend() {
         let address = SocketAddr::new(vip, 80);
         let echo = TcpEcho::start(&topology.backends[0], address).unwrap();
         let payload = vec![7; times(300_000, 3_000_000, 30_000)];
-        let back = tcp_echo(&topology.client, address, &payload, Duration::from_secs(60)).unwrap();
+        let back = tcp_echo(&topology.client, address, &payload, Duration::from_secs(60))
+            .unwrap_or_else(|error| panic!("{kind:?}: {error}; {:?}", balancer.stats()));
         assert!(back == payload, "{kind:?}");
         assert_eq!(echo.peers()[0].ip(), topology.client_addr.both()[usize::from(family6)]);
         assert!(balancer.stats().unwrap().reason(Reason::Forwarded).packets > 10);

@@ -33,10 +33,9 @@ static __always_inline __u32 dsr_time(void)
 #define RANK_HALF_OPEN_LIFE 3576 /* a minute */
 /*
  * Established flows are kept until they are idle, whoever asks. Half-open ones give way to each other, the oldest
- * first; those that stay with the previous backend to all, as they would do so without a record. Global: the table asks
- * this of every way that it looks at, and the verifier would follow each combination of answers.
+ * first; those that stay with the previous backend to all, as they would do so without a record.
  */
-__attribute__((noinline, weak)) __u64 dsr_rank(__u64 value, __u64 now)
+static __always_inline __u64 dsr_rank(__u64 value, __u64 now)
 {
 	__u32 age = (__u32)now - RECORD_TIME(value), idle = now >> RANK_IDLE_SHIFT & 0x7fffffff;
 	__u64 kind = RECORD_KIND(value), rank = (__u64)age << 2;
@@ -52,7 +51,13 @@ __attribute__((noinline, weak)) __u64 dsr_rank(__u64 value, __u64 now)
 	return now & RANK_WEAK ? FLOW_KEEP : rank | 1ULL << 61;
 }
 
-FLOW_TABLE(flows, dsr_rank);
+/* Global: see FLOW_TABLE_OF(). */
+__attribute__((noinline, weak)) __u64 dsr_way_rank(__u64 word, __u64 now)
+{
+	return flow_rank_of(word, now, dsr_rank);
+}
+
+FLOW_TABLE_OF(flows, dsr_way_rank);
 
 enum transit_what {
 	TRANSIT_SYN = 1,

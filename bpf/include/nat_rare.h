@@ -6,6 +6,7 @@
 #include "fragment.h"
 #include "nat_icmp.h"
 #include "nat_reset.h"
+#include "resolve.h"
 
 /* ---- fragments ---------------------------------------------------------------------------------------- */
 
@@ -103,6 +104,20 @@ __attribute__((noinline, weak)) __u64 nat_too_big(struct xdp_md *ctx, __u32 mtu,
 	outcome.reason = REASON_TOO_BIG_ANSWERED;
 	outcome.action = XDP_TX;
 	return outcome.packed;
+}
+
+/*
+ * The way on leads through a neighbour whose MAC is not known. With its new source the stack would not forward the packet
+ * where that is the host's own address: as a request, it keeps the old one.
+ */
+__attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
+{
+	struct nat_job *job = nat_job();
+	struct packet p;
+
+	if (!job || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+		return false;
+	return become_request(&p, job->way.to.destination);
 }
 
 #endif

@@ -47,7 +47,8 @@ pub struct DsrConfig {
     #[cfg_attr(feature = "serde", serde(with = "crate::text::seconds"))]
     pub udp_grace: Duration,
     /// Where the outer source addresses of [`Forwarding::IpIp`] come from, for backends with IPv4 addresses. Varied by
-    /// flow, so that the backend's network card spreads flows over its queues. `None`, the default: this host's own.
+    /// flow, so that the backend's network card spreads flows over its queues. `None`, the default: this host's own (and
+    /// 192.0.0.8, RFC 7600, for what its stack has to forward while the next hop's MAC is not known).
     pub outer_v4: Option<Ipv4Net>,
     /// The same for backends with IPv6 addresses. Only the last 64 bits vary.
     pub outer_v6: Option<Ipv6Net>,

@@ -160,8 +160,10 @@ impl Model {
             What::Other => no(Action::Pass, Reason::NoService),
             What::Echo => no(Action::Tx, Reason::EchoAnswered),
             What::Later { protocol } => match self.fragments.get(&(source, vip, protocol, identification)) {
-                Some((service, identity)) => forward(*service, Some(*identity), Reason::Forwarded, None),
-                None => no(Action::Drop, Reason::FragmentUnknown),
+                Some((service, identity)) if !self.services[*service].killed.contains(identity) => {
+                    forward(*service, Some(*identity), Reason::Forwarded, None)
+                }
+                _ => no(Action::Drop, Reason::FragmentUnknown),
             },
             What::Error(quoted) => {
                 let found =
