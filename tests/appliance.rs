@@ -352,7 +352,8 @@ backends = {{ '[{}]:9090' = 1, '[{}]:9090' = 1 }}
             let page = http_get(&lab.client, SocketAddr::new(vip, 80), "/", patience).unwrap();
             let direct = String::from_utf8(page).unwrap();
             assert!(direct.ends_with(&format!(" {client}")), "the backend sees the client: {direct}");
-            let page = match http_get(&lab.client, SocketAddr::new(own, 8080), "/", Duration::from_secs(2)) {
+            // The first ones wait until the ways to the backend and back are known.
+            let page = match http_get(&lab.client, SocketAddr::new(own, 8080), "/", patience) {
                 Ok(page) => page,
                 Err(error) => panic!("{error}: {}", appliance.stop()),
             };

@@ -46,6 +46,7 @@ impl Model {
         self.resets[BACKEND] || self.fins == [true, true]
     }
 
+    #[allow(clippy::wrong_self_convention, reason = "said of the packet")]
     fn from_client(&mut self, packet: &Packet) {
         if packet.flags & tcp::RST != 0 {
             self.resets[CLIENT] = true;
@@ -62,6 +63,7 @@ impl Model {
         self.fins[CLIENT] |= packet.flags & tcp::FIN != 0 && self.confirmed;
     }
 
+    #[allow(clippy::wrong_self_convention, reason = "said of the packet")]
     fn from_backend(&mut self, packet: &Packet) {
         if packet.flags & tcp::RST != 0 {
             self.resets[BACKEND] = true;
