@@ -189,10 +189,13 @@ static __always_inline __u64 rate_after(const struct rate_limit *limit, __u32 in
 /* A source without a bucket: gets one, with this packet in it, where there is room. */
 static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct rate_limit *limit)
 {
-	struct rate_policy *policy = bpf_map_lookup_elem(&policies, &charge->bank);
 	__u64 cost = gcra_cost(limit, charge->amount), time;
+	__u32 bank = charge->bank; /* Linux 6.1 wants keys on the stack */
 	struct rate_address *beside;
+	struct rate_policy *policy;
 	struct flow_claim c;
+
+	policy = bpf_map_lookup_elem(&policies, &bank);
 
 	if (!policy)
 		return RATE_NO_PLACE;
@@ -227,11 +230,12 @@ __attribute__((noinline, weak)) __u32 rate_charge_again(struct rate_charge *char
 	struct rate_limit *limit;
 	struct flow_entry e;
 	__u64 after, bucket;
-	__u32 outcome;
+	__u32 outcome, index;
 
 	if (!charge || !t)
 		return RATE_NO_PLACE;
-	limit = bpf_map_lookup_elem(&limits, &charge->limit);
+	index = charge->limit;
+	limit = bpf_map_lookup_elem(&limits, &index);
 	if (!limit)
 		return RATE_NO_PLACE;
 	for (int i = 0; i < RATE_TRIES; i++) {
@@ -255,7 +259,8 @@ __attribute__((noinline, weak)) __u32 rate_charge_again(struct rate_charge *char
 static __always_inline void rate_refund(const struct rate_charge *charge)
 {
 	struct flow_table *t = buckets_open();
-	struct rate_limit *limit = bpf_map_lookup_elem(&limits, &charge->limit);
+	__u32 index = charge->limit;
+	struct rate_limit *limit = bpf_map_lookup_elem(&limits, &index);
 	struct flow_entry e;
 	__u64 bucket, time;
 
