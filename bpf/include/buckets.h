@@ -100,6 +100,7 @@ struct rate_charge {
 	__u64 flags; /* RATE_IPV6 and the tag, in their place in a bucket */
 	__u32 limit; /* index */
 	__u32 bank;
+	struct flow_claim claim; /* room that the stack does not have */
 };
 
 /* Aside: its words would take room on the stack of all others. */
@@ -193,7 +194,7 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 	__u32 bank = charge->bank; /* Linux 6.1 wants keys on the stack */
 	struct rate_address *beside;
 	struct rate_policy *policy;
-	struct flow_claim c;
+	__u32 slot;
 
 	policy = bpf_map_lookup_elem(&policies, &bank);
 
@@ -201,9 +202,9 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 		return RATE_NO_PLACE;
 	if (cost > limit->depth)
 		return RATE_REFUSED;
-	c.key = charge->key;
-	c.now = rate_moment(policy, charge->now);
-	switch (buckets_claim(&c)) {
+	charge->claim.key = charge->key;
+	charge->claim.now = rate_moment(policy, charge->now);
+	switch (buckets_claim(&charge->claim)) {
 	case FLOW_TAKEN:
 		break;
 	case FLOW_FULL:
@@ -212,7 +213,8 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 		return RATE_LOST_RACES;
 	}
 	if (charge->source.wide) {
-		beside = bpf_map_lookup_elem(&bucket_addresses, &c.slot);
+		slot = charge->claim.slot;
+		beside = bpf_map_lookup_elem(&bucket_addresses, &slot);
 		if (beside) {
 			beside->address[0] = charge->source.high;
 			beside->address[1] = charge->source.low;
@@ -220,7 +222,7 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 	}
 	time = gcra_now(limit, charge->now) + cost;
 	time = charge->flags | (__u64)limit->unit << RATE_UNIT_SHIFT | (time & RATE_TIME_MASK);
-	return buckets_publish(&c, time) ? RATE_ADMITTED : RATE_LOST_RACES;
+	return buckets_publish(&charge->claim, time) ? RATE_ADMITTED : RATE_LOST_RACES;
 }
 
 /* Charges a packet, against other CPUs that are at the same bucket. */
