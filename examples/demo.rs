@@ -103,7 +103,10 @@ fn limit() -> Outcome {
         println!("    {} has used {:.0} % of its burst of {}", bucket.source, bucket.level * 100.0, bucket.scope);
     }
     attachment.detach()?;
-    check(pinged[0].iter().all(|pinged| (5..=15).contains(&pinged.answered)), "the fast client gets what it may send")?;
+    check(
+        pinged[0].iter().all(|pinged| (5..pinged.sent).contains(&pinged.answered)),
+        "the fast client gets what it may send",
+    )?;
     check(pinged[1].iter().all(|pinged| pinged.answered == pinged.sent), "the other one loses nothing")
 }
 

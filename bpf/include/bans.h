@@ -42,19 +42,53 @@ __attribute__((noinline, weak)) __u64 ban_until(struct rate_source *s)
 	return flow_value(e.word) & RATE_BAN_TIME;
 }
 
-/* Bans a source, or prolongs its ban; false when the table is full of others. */
-__attribute__((noinline, weak)) bool ban_source(struct rate_source *s, __u64 now, __u64 until)
+enum ban_answer {
+	BAN_SET = 0,
+	BAN_FULL = 1,
+	BAN_AGAIN = 2, /* another CPU was faster */
+};
+
+/*
+ * Global: inlined into the loop below, clang 14 lays it out so that the loop is closed by falling through, which Linux 6.1
+ * refuses as a back-edge.
+ */
+__attribute__((noinline, weak)) __u32 ban_try(struct rate_source *s, __u64 now, __u64 value)
 {
 	struct flow_table *t = bans_open();
 	struct rate_address *beside;
-	struct rate_shared *all;
-	__u32 zero = 0, answer;
 	struct flow_entry e;
 	struct flow_claim c;
+	__u32 answer;
+
+	if (!s || !t)
+		return BAN_FULL;
+	c.key = ban_key(t, s);
+	c.now = now;
+	if (bans_find(t, c.key, &e)) {
+		if ((flow_value(e.word) & RATE_BAN_TIME) >= (value & RATE_BAN_TIME) || flow_update(&e, value))
+			return BAN_SET;
+		return BAN_AGAIN;
+	}
+	answer = bans_claim(&c);
+	if (answer != FLOW_TAKEN)
+		return answer == FLOW_FULL ? BAN_FULL : BAN_AGAIN;
+	beside = bpf_map_lookup_elem(&ban_addresses, &c.slot);
+	if (beside) {
+		beside->address[0] = s->high;
+		beside->address[1] = s->low;
+	}
+	return bans_publish(&c, value) ? BAN_SET : BAN_AGAIN;
+}
+
+/* Bans a source, or prolongs its ban; false when the table is full of others. */
+__attribute__((noinline, weak)) bool ban_source(struct rate_source *s, __u64 now, __u64 until)
+{
+	__u32 zero = 0, answer = BAN_AGAIN;
+	struct rate_shared *all;
 	__u64 value, last;
 
 	all = bpf_map_lookup_elem(&shared, &zero);
-	if (!s || !t || !all)
+	if (!s || !all)
 		return false;
 	/* First: a ban that nobody looks for is none. */
 	for (int i = 0; i < 8; i++) {
@@ -63,28 +97,9 @@ __attribute__((noinline, weak)) bool ban_source(struct rate_source *s, __u64 now
 			break;
 	}
 	value = (until & RATE_BAN_TIME) | (s->ipv6 ? RATE_BAN_IPV6 : 0);
-	c.key = ban_key(t, s);
-	c.now = now;
-	for (int i = 0; i < 8; i++) {
-		if (bans_find(t, c.key, &e)) {
-			if ((flow_value(e.word) & RATE_BAN_TIME) >= until || flow_update(&e, value))
-				return true;
-			continue;
-		}
-		answer = bans_claim(&c);
-		if (answer == FLOW_FULL)
-			return false;
-		if (answer != FLOW_TAKEN)
-			continue;
-		beside = bpf_map_lookup_elem(&ban_addresses, &c.slot);
-		if (beside) {
-			beside->address[0] = s->high;
-			beside->address[1] = s->low;
-		}
-		if (bans_publish(&c, value))
-			return true;
-	}
-	return false;
+	for (int i = 0; i < 8 && answer == BAN_AGAIN; i++)
+		answer = ban_try(s, now, value);
+	return answer == BAN_SET;
 }
 
 #endif

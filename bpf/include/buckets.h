@@ -100,6 +100,7 @@ struct rate_charge {
 	__u64 flags; /* RATE_IPV6 and the tag, in their place in a bucket */
 	__u32 limit; /* index */
 	__u32 bank;
+	struct flow_claim claim; /* room that the stack does not have */
 };
 
 /* Aside: its words would take room on the stack of all others. */
@@ -189,18 +190,21 @@ static __always_inline __u64 rate_after(const struct rate_limit *limit, __u32 in
 /* A source without a bucket: gets one, with this packet in it, where there is room. */
 static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct rate_limit *limit)
 {
-	struct rate_policy *policy = bpf_map_lookup_elem(&policies, &charge->bank);
 	__u64 cost = gcra_cost(limit, charge->amount), time;
+	__u32 bank = charge->bank; /* Linux 6.1 wants keys on the stack */
 	struct rate_address *beside;
-	struct flow_claim c;
+	struct rate_policy *policy;
+	__u32 slot;
+
+	policy = bpf_map_lookup_elem(&policies, &bank);
 
 	if (!policy)
 		return RATE_NO_PLACE;
 	if (cost > limit->depth)
 		return RATE_REFUSED;
-	c.key = charge->key;
-	c.now = rate_moment(policy, charge->now);
-	switch (buckets_claim(&c)) {
+	charge->claim.key = charge->key;
+	charge->claim.now = rate_moment(policy, charge->now);
+	switch (buckets_claim(&charge->claim)) {
 	case FLOW_TAKEN:
 		break;
 	case FLOW_FULL:
@@ -209,7 +213,8 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 		return RATE_LOST_RACES;
 	}
 	if (charge->source.wide) {
-		beside = bpf_map_lookup_elem(&bucket_addresses, &c.slot);
+		slot = charge->claim.slot;
+		beside = bpf_map_lookup_elem(&bucket_addresses, &slot);
 		if (beside) {
 			beside->address[0] = charge->source.high;
 			beside->address[1] = charge->source.low;
@@ -217,7 +222,7 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 	}
 	time = gcra_now(limit, charge->now) + cost;
 	time = charge->flags | (__u64)limit->unit << RATE_UNIT_SHIFT | (time & RATE_TIME_MASK);
-	return buckets_publish(&c, time) ? RATE_ADMITTED : RATE_LOST_RACES;
+	return buckets_publish(&charge->claim, time) ? RATE_ADMITTED : RATE_LOST_RACES;
 }
 
 /* Charges a packet, against other CPUs that are at the same bucket. */
@@ -227,11 +232,12 @@ __attribute__((noinline, weak)) __u32 rate_charge_again(struct rate_charge *char
 	struct rate_limit *limit;
 	struct flow_entry e;
 	__u64 after, bucket;
-	__u32 outcome;
+	__u32 outcome, index;
 
 	if (!charge || !t)
 		return RATE_NO_PLACE;
-	limit = bpf_map_lookup_elem(&limits, &charge->limit);
+	index = charge->limit;
+	limit = bpf_map_lookup_elem(&limits, &index);
 	if (!limit)
 		return RATE_NO_PLACE;
 	for (int i = 0; i < RATE_TRIES; i++) {
@@ -255,7 +261,8 @@ __attribute__((noinline, weak)) __u32 rate_charge_again(struct rate_charge *char
 static __always_inline void rate_refund(const struct rate_charge *charge)
 {
 	struct flow_table *t = buckets_open();
-	struct rate_limit *limit = bpf_map_lookup_elem(&limits, &charge->limit);
+	__u32 index = charge->limit;
+	struct rate_limit *limit = bpf_map_lookup_elem(&limits, &index);
 	struct flow_entry e;
 	__u64 bucket, time;
 

@@ -155,7 +155,8 @@ impl Limited {
                     let object = json!({"event": "lab", "client": who, "what": format!("ping {server}"), "sent": sent,
                         "answered": answered});
                     output.line(&object, || format!("{who}: ping {server}: {answered} of {sent} answered"));
-                    let wanted = if at == 0 { 5..=*sent / 2 } else { *sent..=*sent };
+                    // How many come back to the bucket meanwhile depends on how long it takes.
+                    let wanted = if at == 0 { 5..=*sent - 1 } else { *sent..=*sent };
                     if limited && !wanted.contains(answered) {
                         return Err(format!("{who}: {answered} pings of {sent} were answered"));
                     }
