@@ -36,14 +36,15 @@ static __always_inline struct nat_settings *nat_settings(void)
 	return bpf_map_lookup_elem(&nat, &zero);
 }
 
-/* What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. */
-static __always_inline __u64 nat_rank(__u64 value, __u64 now)
+/*
+ * What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. Global, so that
+ * the verifier of Linux 6.1 does not follow each answer for each way of each line. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) __u64 nat_rank(__u64 value, __u64 now)
 {
-	__u64 may_go = (value / NAT_VALUE_CONFIRMED & 1) - 1;
-
-	/* Not a branch: the verifier would follow both ways for every way of every line. */
-	asm volatile("" : "+r"(may_go));
-	return (((now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK) + 1) << 2 & may_go;
+	if (value & NAT_VALUE_CONFIRMED)
+		return FLOW_KEEP;
+	return (((now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK) + 1) << 2;
 }
 
 FLOW_TABLE(flows, nat_rank)
