@@ -96,8 +96,9 @@ fn establish(balancer: &NatBalancer, family6: bool, clients: &[SocketAddr]) -> R
     // Among random clients a few come twice.
     assert!(
         connections.len() > clients.len() - clients.len() / 1000,
-        "{} connections: {:?}",
+        "{} connections, {} evicted: {:?}",
         connections.len(),
+        balancer.evicted()?,
         balancer.stats()?
     );
     let mut answers: Vec<_> = connections.iter().map(|found| (found.backend, found.source)).collect();

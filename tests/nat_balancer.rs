@@ -37,7 +37,7 @@ fn packets_are_translated_both_ways_with_every_checksum_right() {
         let bench = Bench::with_services(&NatConfig::default(), mode);
         for (service, client, vip, backend) in conversations() {
             let there = segment(&service, client, vip);
-            let went = bench.from_client(&there);
+            let went = bench.client_sends(&there);
             let connection = bench.balancer.find(client, &service).unwrap().expect("there is a connection");
             match mode {
                 NatMode::Full => assert_eq!(connection.source.ip(), vip.ip()),
@@ -49,7 +49,7 @@ fn packets_are_translated_both_ways_with_every_checksum_right() {
 
             let back = segment(&service, backend, connection.source);
             let back = if service.protocol == ServiceProtocol::Tcp { back.flags(tcp::SYN | tcp::ACK) } else { back };
-            let came = bench.from_backend(&back);
+            let came = bench.backend_sends(&back);
             let wanted = segment(&service, vip, client).ttl(63);
             let wanted =
                 if service.protocol == ServiceProtocol::Tcp { wanted.flags(tcp::SYN | tcp::ACK) } else { wanted };
@@ -61,7 +61,7 @@ fn packets_are_translated_both_ways_with_every_checksum_right() {
 /// Opens a connection as a client and a backend do, and answers it. UDP: one datagram each way and one more.
 fn open(bench: &Bench, service: &ServiceAddr, client: SocketAddr) -> xdpkit::Connection {
     let vip = SocketAddr::new(service.address, service.port.unwrap());
-    let first = bench.from_client(&segment(service, client, vip));
+    let first = bench.client_sends(&segment(service, client, vip));
     assert_eq!(first.reason, Reason::Forwarded, "{service}");
     let found = bench.balancer.find(client, service).unwrap().unwrap();
     let answer = segment(service, found.backend, found.source);
@@ -69,13 +69,13 @@ fn open(bench: &Bench, service: &ServiceAddr, client: SocketAddr) -> xdpkit::Con
     if service.protocol == ServiceProtocol::Tcp {
         assert_eq!(found.state, ConnectionState::TcpSyn);
         let answer = answer.flags(tcp::SYN | tcp::ACK).sequence(1000, 2);
-        assert_eq!(bench.from_backend(&answer).reason, Reason::Answered);
+        assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
         let confirm = confirm.flags(tcp::ACK).sequence(2, 1001);
-        assert_eq!(bench.from_client(&confirm).reason, Reason::Forwarded);
+        assert_eq!(bench.client_sends(&confirm).reason, Reason::Forwarded);
     } else {
         assert_eq!(found.state, ConnectionState::UdpNew);
-        assert_eq!(bench.from_backend(&answer).reason, Reason::Answered);
-        assert_eq!(bench.from_client(&confirm).reason, Reason::Forwarded);
+        assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
+        assert_eq!(bench.client_sends(&confirm).reason, Reason::Forwarded);
     }
     let found = bench.balancer.find(client, service).unwrap().unwrap();
     let open = [ConnectionState::TcpEstablished, ConnectionState::UdpAnswered];
@@ -98,7 +98,7 @@ fn l1_udp_without_a_checksum_stays_without_and_a_computed_zero_is_sent_as_ones()
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
     let (client, vip) = (at("10.0.0.20:4000"), at("10.0.0.100:53"));
     let checksum = |frame: &[u8]| u16::from_be_bytes([frame[40], frame[41]]);
-    let went = bench.from_client(&Frame::udp(client, vip).payload(b"no checksum").checksum(0));
+    let went = bench.client_sends(&Frame::udp(client, vip).payload(b"no checksum").checksum(0));
     assert_eq!((went.reason, checksum(&went.frame)), (Reason::Forwarded, 0));
     // Among all values of two bytes of payload there is one whose checksum comes out as zero.
     let source = bench.balancer.find(client, &service("udp/10.0.0.100:53")).unwrap().unwrap().source;
@@ -106,7 +106,7 @@ fn l1_udp_without_a_checksum_stays_without_and_a_computed_zero_is_sent_as_ones()
         let wanted = Frame::udp(source, at("192.168.178.11:5353")).payload(&value.to_be_bytes()).build();
         checksum(&wanted) == 0xffff
     });
-    let went = bench.from_client(&Frame::udp(client, vip).payload(&zero.unwrap().to_be_bytes()));
+    let went = bench.client_sends(&Frame::udp(client, vip).payload(&zero.unwrap().to_be_bytes()));
     assert_eq!(checksum(&went.frame), 0xffff);
 }
 
@@ -122,7 +122,7 @@ fn l2_checksums_have_their_end_around_carry_whatever_the_payload() {
                 if service.protocol == ServiceProtocol::Tcp { frame.flags(tcp::ACK).sequence(2, 1001) } else { frame }
             };
             let wanted = bench.to_backend(&with(connection.source, backend).ttl(63));
-            assert_eq!(bench.from_client(&with(client, vip)), wanted);
+            assert_eq!(bench.client_sends(&with(client, vip)), wanted);
         }
     }
 }
@@ -136,8 +136,8 @@ fn tags_options_and_padding_stay() {
             let frame = segment(&service, from, to).tag(0x88a8, 5).vlan(7).options(&[1, 1, 1]).trailer(&[9; 6]);
             if service.protocol == ServiceProtocol::Tcp { frame.flags(tcp::ACK).sequence(2, 1001) } else { frame }
         };
-        assert_eq!(bench.from_client(&with(client, vip)), bench.to_backend(&with(source, backend).ttl(63)));
-        assert_eq!(bench.from_backend(&with(backend, source)), bench.to_client(&with(vip, client).ttl(63)));
+        assert_eq!(bench.client_sends(&with(client, vip)), bench.to_backend(&with(source, backend).ttl(63)));
+        assert_eq!(bench.backend_sends(&with(backend, source)), bench.to_client(&with(vip, client).ttl(63)));
     }
 }
 
@@ -170,7 +170,7 @@ fn l4_and_l5_icmp_errors_are_translated_outside_and_inside_in_both_directions() 
                 let error = too_big(router, vip.ip(), &seen, cut);
                 let wanted = too_big(if full { source.ip() } else { router }, backend.ip(), &sent, cut).ttl(63);
                 let wanted = Outcome { reason: Reason::ErrorForwarded, ..bench.to_backend(&wanted) };
-                assert_eq!(bench.from_client(&error), wanted, "{mode:?} {service} {cut}");
+                assert_eq!(bench.client_sends(&error), wanted, "{mode:?} {service} {cut}");
 
                 // One behind it, and the backend itself, about what the client has sent.
                 let sent = segment(&service, client, vip);
@@ -180,7 +180,7 @@ fn l4_and_l5_icmp_errors_are_translated_outside_and_inside_in_both_directions() 
                     let shown = if full || reporter == backend.ip() { vip.ip() } else { reporter };
                     let wanted = too_big(shown, client.ip(), &sent, cut).ttl(63);
                     let wanted = Outcome { reason: Reason::ErrorForwarded, ..bench.to_client(&wanted) };
-                    assert_eq!(bench.from_backend(&error), wanted, "{mode:?} {service} {cut} {reporter}");
+                    assert_eq!(bench.backend_sends(&error), wanted, "{mode:?} {service} {cut} {reporter}");
                 }
             }
         }
@@ -193,13 +193,13 @@ fn l4_an_error_about_nothing_of_ours_goes_on_and_opens_nothing() {
     for (service, client, vip, _) in conversations() {
         let router = ip(if client.is_ipv4() { "10.0.0.1" } else { "2001:db8:a::1" });
         let error = too_big(router, vip.ip(), &segment(&service, vip, client), 2000);
-        let outcome = bench.from_client(&error);
+        let outcome = bench.client_sends(&error);
         assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::ErrorUnknown));
         // Less than eight bytes of the transport header say nothing.
         open(&bench, &service, client);
         let header = if client.is_ipv4() { 20 } else { 40 };
         let error = too_big(router, vip.ip(), &segment(&service, vip, client), header + 7);
-        assert_eq!(bench.from_client(&error).reason, Reason::ErrorUnknown);
+        assert_eq!(bench.client_sends(&error).reason, Reason::ErrorUnknown);
     }
     assert_eq!(bench.balancer.counts().unwrap().total(), 4);
 }
@@ -209,7 +209,7 @@ fn l19_what_may_not_be_forwarded_goes_to_the_stack_untouched() {
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
     for (service, client, vip, _) in conversations() {
         for ttl in [0, 1] {
-            let outcome = bench.from_client(&segment(&service, client, vip).ttl(ttl));
+            let outcome = bench.client_sends(&segment(&service, client, vip).ttl(ttl));
             assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::HopLimit));
         }
         assert!(bench.balancer.find(client, &service).unwrap().is_none(), "and opens nothing");
@@ -257,13 +257,13 @@ fn l22_echo_requests_are_answered_for_virtual_addresses_only() {
             let (from, to) = bench.macs_of_clients();
             let frame = wanted.macs(to, from).build();
             let wanted = Outcome { action: Action::Tx, reason: Reason::EchoAnswered, frame };
-            assert_eq!(bench.from_client(&asked), wanted);
+            assert_eq!(bench.client_sends(&asked), wanted);
         }
-        let outcome = bench.from_client(&Frame::echo(client, other, 1, 1));
+        let outcome = bench.client_sends(&Frame::echo(client, other, 1, 1));
         assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::NotForVip));
     }
     let silent = Bench::with_services(&NatConfig::default().echo(Echo::Pass), NatMode::Full);
-    assert_eq!(silent.from_client(&Frame::echo(ip("10.0.0.20"), ip(VIP4), 1, 1)).reason, Reason::NoService);
+    assert_eq!(silent.client_sends(&Frame::echo(ip("10.0.0.20"), ip(VIP4), 1, 1)).reason, Reason::NoService);
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn l15_only_a_syn_opens_a_tcp_connection() {
         0,
         tcp::SYN | tcp::FIN,
     ] {
-        let outcome = bench.from_client(&tcp4(flags));
+        let outcome = bench.client_sends(&tcp4(flags));
         assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::NoConnection), "{flags:#x}");
     }
     assert!(bench.balancer.is_empty().unwrap());
@@ -317,19 +317,19 @@ fn l15_only_a_syn_opens_a_tcp_connection() {
 fn h3_a_blind_acknowledgement_establishes_nothing() {
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
     let client = at("10.0.0.20:4000");
-    bench.from_client(&tcp4(tcp::SYN));
+    bench.client_sends(&tcp4(tcp::SYN));
     // Before there was an answer.
-    bench.from_client(&tcp4(tcp::ACK).sequence(2, 1));
+    bench.client_sends(&tcp4(tcp::ACK).sequence(2, 1));
     assert_eq!(state(&bench, client), Some(ConnectionState::TcpSyn));
     let source = bench.balancer.find(client, &service(TCP4)).unwrap().unwrap().source;
     let answer = Frame::tcp(at("192.168.178.11:8080"), source).flags(tcp::SYN | tcp::ACK).sequence(1_000_000, 2);
-    assert_eq!(bench.from_backend(&answer).reason, Reason::Answered);
+    assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
     // After it, by who has not seen it.
     for guess in [0, 1, 1_000_000, 1_000_002, 1_016_000, u32::MAX] {
-        bench.from_client(&tcp4(tcp::ACK).sequence(2, guess));
+        bench.client_sends(&tcp4(tcp::ACK).sequence(2, guess));
         assert_eq!(state(&bench, client), Some(ConnectionState::TcpAnswered), "{guess}");
     }
-    bench.from_client(&tcp4(tcp::ACK).sequence(2, 1_000_001));
+    bench.client_sends(&tcp4(tcp::ACK).sequence(2, 1_000_001));
     assert_eq!(state(&bench, client), Some(ConnectionState::TcpEstablished));
 }
 
@@ -342,14 +342,14 @@ fn l15_a_syn_does_not_move_a_live_connection_and_a_rst_can_be_forged() {
     let client = at("10.0.0.20:4000");
     let open = open(&bench, &service(TCP4), client);
     for flags in [tcp::SYN, tcp::RST, tcp::SYN] {
-        bench.from_client(&tcp4(flags));
+        bench.client_sends(&tcp4(flags));
         let now = bench.balancer.find(client, &service(TCP4)).unwrap().unwrap();
         assert_eq!((now.backend, now.source), (open.backend, open.source));
     }
     // The client goes on: the RST was not its own.
-    bench.from_client(&tcp4(tcp::RST));
+    bench.client_sends(&tcp4(tcp::RST));
     assert_eq!(state(&bench, client), Some(ConnectionState::TcpReset));
-    bench.from_client(&tcp4(tcp::ACK).sequence(2, 1001));
+    bench.client_sends(&tcp4(tcp::ACK).sequence(2, 1001));
     assert_eq!(state(&bench, client), Some(ConnectionState::TcpEstablished));
 }
 
@@ -362,16 +362,16 @@ fn l15_a_port_used_again_after_the_close_is_a_new_connection() {
         bench.balancer.insert(service(TCP4), &with).unwrap();
         let client = at("10.0.0.20:4000");
         let first = open(&bench, &service(TCP4), client);
-        bench.from_client(&tcp4(tcp::FIN | tcp::ACK).sequence(2, 1001));
+        bench.client_sends(&tcp4(tcp::FIN | tcp::ACK).sequence(2, 1001));
         assert_eq!(state(&bench, client), Some(ConnectionState::TcpClosing));
-        bench.from_backend(&Frame::tcp(first.backend, first.source).flags(last));
+        bench.backend_sends(&Frame::tcp(first.backend, first.source).flags(last));
         let closed = if last & tcp::RST != 0 { ConnectionState::TcpReset } else { ConnectionState::TcpTimeWait };
         assert_eq!(state(&bench, client), Some(closed));
         // Its last acknowledgement still finds its way.
-        assert_eq!(bench.from_client(&tcp4(tcp::ACK).sequence(3, 1002)).reason, Reason::Forwarded);
+        assert_eq!(bench.client_sends(&tcp4(tcp::ACK).sequence(3, 1002)).reason, Reason::Forwarded);
         let active: u64 = bench.balancer.backends(&service(TCP4)).unwrap().iter().map(|b| b.stats.active).sum();
         assert_eq!(active, 0, "it is closed");
-        bench.from_client(&tcp4(tcp::SYN).sequence(90_000, 0));
+        bench.client_sends(&tcp4(tcp::SYN).sequence(90_000, 0));
         let second = bench.balancer.find(client, &service(TCP4)).unwrap().unwrap();
         assert_eq!(second.state, ConnectionState::TcpSyn);
         assert_ne!(second.backend, first.backend, "it was the other one's turn");
@@ -406,7 +406,7 @@ fn l16_draining_keeps_connections_killing_ends_them_and_the_same_address_again_i
     let old = open(&bench, &name, at("10.0.0.20:4000"));
     let acknowledge = |port: u16| {
         let client = SocketAddr::new(ip("10.0.0.20"), port);
-        bench.from_client(&Frame::tcp(client, at("10.0.0.100:80")).flags(tcp::ACK).sequence(2, 1001)).reason
+        bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80")).flags(tcp::ACK).sequence(2, 1001)).reason
     };
     bench.balancer.set_backend(&name, second, 1).unwrap();
     bench.balancer.drain(&name, first).unwrap();
@@ -423,7 +423,7 @@ fn l16_draining_keeps_connections_killing_ends_them_and_the_same_address_again_i
     bench.balancer.set_backend(&name, first, 1).unwrap();
     assert_eq!(acknowledge(4000), Reason::BackendKilled);
     let answer = Frame::tcp(first, old.source).flags(tcp::ACK);
-    assert_eq!(bench.from_backend(&answer).action, Action::Pass, "no old flow reaches a new host, nor the other way");
+    assert_eq!(bench.backend_sends(&answer).action, Action::Pass, "no old flow reaches a new host, nor the other way");
 
     // Killed: all at once.
     let reasons = |wanted: Reason| (5000..5020).filter(|port| acknowledge(*port) == wanted).count();
@@ -444,13 +444,13 @@ fn a_service_that_goes_takes_its_connections_along() {
     let was = bench.balancer.remove(&service(TCP4)).unwrap();
     assert_eq!(was, NatService::new([at("192.168.178.11:8080")]));
     assert_eq!(bench.balancer.counts().unwrap().total(), 3);
-    assert_eq!(bench.from_client(&tcp4(tcp::ACK)).reason, Reason::NoService);
+    assert_eq!(bench.client_sends(&tcp4(tcp::ACK)).reason, Reason::NoService);
     assert!(matches!(bench.balancer.remove(&service(TCP4)), Err(Error::UnknownService { .. })));
     for name in bench.balancer.services() {
         bench.balancer.remove(&name).unwrap();
     }
     assert!(bench.balancer.is_empty().unwrap());
-    assert_eq!(bench.from_client(&tcp4(tcp::ACK)).reason, Reason::NotForVip);
+    assert_eq!(bench.client_sends(&tcp4(tcp::ACK)).reason, Reason::NotForVip);
 }
 
 #[test]
@@ -460,12 +460,12 @@ fn l18_without_backends_nothing_is_opened() {
     for scheduler in [Scheduler::Maglev, Scheduler::RoundRobin, Scheduler::LeastConnections, Scheduler::SourceHash] {
         let name = service(TCP4);
         bench.balancer.insert(name, &NatService::default().scheduler(scheduler)).unwrap();
-        let outcome = bench.from_client(&tcp4(tcp::SYN));
+        let outcome = bench.client_sends(&tcp4(tcp::SYN));
         assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::NoBackend), "{scheduler:?}, none");
         bench.balancer.set_backend(&name, backend, 0).unwrap();
-        assert_eq!(bench.from_client(&tcp4(tcp::SYN)).reason, Reason::NoBackend, "{scheduler:?}, weight 0");
+        assert_eq!(bench.client_sends(&tcp4(tcp::SYN)).reason, Reason::NoBackend, "{scheduler:?}, weight 0");
         bench.balancer.set_backend(&name, backend, 1).unwrap();
-        assert_eq!(bench.from_client(&tcp4(tcp::SYN)).reason, Reason::Forwarded);
+        assert_eq!(bench.client_sends(&tcp4(tcp::SYN)).reason, Reason::Forwarded);
         let stats = bench.balancer.service_stats(&name).unwrap();
         assert_eq!((stats.no_backend, stats.opened, stats.forwarded.packets), (2, 1, 1));
         bench.balancer.remove(&name).unwrap();
@@ -517,17 +517,17 @@ fn l20_a_backend_may_be_a_client_of_its_own_service() {
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
     // It comes in by the interface that it goes out by, and is sent back there.
     let (client, backend) = (at("192.168.178.11:4000"), at("192.168.178.11:8080"));
-    let there = bench.from_backend(&Frame::tcp(client, at("10.0.0.100:80")));
+    let there = bench.backend_sends(&Frame::tcp(client, at("10.0.0.100:80")));
     let source = bench.balancer.find(client, &service(TCP4)).unwrap().unwrap().source;
     let wanted = Outcome { action: Action::Tx, ..bench.to_backend(&Frame::tcp(source, backend).ttl(63)) };
     assert_eq!(there, wanted);
-    let back = bench.from_backend(&Frame::tcp(backend, source).flags(tcp::SYN | tcp::ACK));
+    let back = bench.backend_sends(&Frame::tcp(backend, source).flags(tcp::SYN | tcp::ACK));
     let wanted = Frame::tcp(at("10.0.0.100:80"), client).flags(tcp::SYN | tcp::ACK).ttl(63);
     assert_eq!(back, Outcome { reason: Reason::Answered, action: Action::Tx, ..bench.to_backend(&wanted) });
 
     // Where it would see itself, it is refused.
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Destination);
-    let outcome = bench.from_backend(&Frame::tcp(client, at("10.0.0.100:80")));
+    let outcome = bench.backend_sends(&Frame::tcp(client, at("10.0.0.100:80")));
     assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::BackendIsClient));
 }
 
@@ -535,15 +535,15 @@ fn l20_a_backend_may_be_a_client_of_its_own_service() {
 fn l11_an_unknown_neighbour_is_left_to_the_stack_to_find() {
     let bench = Bench::new(&NatConfig::default());
     bench.balancer.insert(service(TCP4), &NatService::new([at("192.168.178.99:8080")])).unwrap();
-    let outcome = bench.from_client(&tcp4(tcp::SYN));
+    let outcome = bench.client_sends(&tcp4(tcp::SYN));
     assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::Unresolved));
     // It is known a moment later: within the next tick.
     bench.lab.balancer.add_neighbour("eth1", ip("192.168.178.99"), BACKEND_MAC).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(30));
-    assert_eq!(bench.from_client(&tcp4(tcp::SYN)).reason, Reason::Forwarded);
+    assert_eq!(bench.client_sends(&tcp4(tcp::SYN)).reason, Reason::Forwarded);
     // Where there is no way at all, the host cannot help.
     bench.balancer.insert(service("udp/10.0.0.100:53"), &NatService::new([at("203.0.113.1:53")])).unwrap();
-    let outcome = bench.from_client(&Frame::udp(at("10.0.0.20:4000"), at("10.0.0.100:53")));
+    let outcome = bench.client_sends(&Frame::udp(at("10.0.0.20:4000"), at("10.0.0.100:53")));
     assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::NoRoute));
 }
 
@@ -557,7 +557,7 @@ fn l6_what_does_not_fit_the_way_on_is_answered() {
         let long = if name.protocol == ServiceProtocol::Tcp { long.flags(tcp::ACK).sequence(2, 1001) } else { long };
         // What is known of the way is asked for again in time.
         std::thread::sleep(std::time::Duration::from_millis(if client.is_ipv4() { 1100 } else { 0 }));
-        let outcome = bench.from_client(&long);
+        let outcome = bench.client_sends(&long);
         assert_eq!((outcome.action, outcome.reason), (Action::Tx, Reason::TooBigAnswered), "{name}");
         let (from, to) = bench.macs_of_clients();
         let cut = if client.is_ipv4() { 504 } else { 1184 };
@@ -570,7 +570,7 @@ fn l6_what_does_not_fit_the_way_on_is_answered() {
     }
     // May it be fragmented, the stack does so.
     let (client, vip) = (at("10.0.0.20:4000"), at("10.0.0.100:53"));
-    let outcome = bench.from_client(&Frame::udp(client, vip).payload(&[1; 1420]));
+    let outcome = bench.client_sends(&Frame::udp(client, vip).payload(&[1; 1420]));
     assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::TooBig));
 }
 
@@ -584,10 +584,10 @@ fn segments_of_no_connection_may_be_answered_with_rst() {
             let frame = Frame::tcp(vip, client).flags(flags).sequence(seq, ack).window(0).macs(to, from);
             Outcome { action: Action::Tx, reason: Reason::ResetSent, frame: frame.build() }
         };
-        assert_eq!(bench.from_client(&segment(tcp::ACK)), reset(7, 0, tcp::RST));
-        assert_eq!(bench.from_client(&segment(tcp::FIN)), reset(0, 111, tcp::RST | tcp::ACK));
+        assert_eq!(bench.client_sends(&segment(tcp::ACK)), reset(7, 0, tcp::RST));
+        assert_eq!(bench.client_sends(&segment(tcp::FIN)), reset(0, 111, tcp::RST | tcp::ACK));
         // Never a RST for a RST.
-        let outcome = bench.from_client(&segment(tcp::RST));
+        let outcome = bench.client_sends(&segment(tcp::RST));
         assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::NoConnection));
     }
 }
@@ -606,7 +606,7 @@ fn schedulers_share_out_as_they_say() {
         assert_eq!(bench.balancer.get(&name).unwrap(), with);
         for port in 0..1200 {
             let client = SocketAddr::new(ip(&format!("10.0.0.{}", 20 + port % 30)), 1024 + port);
-            assert_eq!(bench.from_client(&Frame::tcp(client, at("10.0.0.100:80"))).reason, Reason::Forwarded);
+            assert_eq!(bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80"))).reason, Reason::Forwarded);
         }
         let given = backends.map(|backend| {
             bench.balancer.connections().unwrap().iter().filter(|found| found.backend == backend).count()
@@ -661,14 +661,14 @@ fn a_pool_of_addresses_is_the_source_of_connections() {
         }
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), pool.map(ip));
-    assert_eq!(bench.from_client(&Frame::echo(ip("10.0.0.20"), ip("10.0.0.101"), 1, 1)).reason, Reason::EchoAnswered);
+    assert_eq!(bench.client_sends(&Frame::echo(ip("10.0.0.20"), ip("10.0.0.101"), 1, 1)).reason, Reason::EchoAnswered);
 }
 
 /// Sends a SYN of each of so many made-up clients.
 fn flood(bench: &Bench, syns: u32) {
     for n in 0..syns {
         let client = SocketAddr::new(IpAddr::from((0x0b00_0000_u32 + n).to_be_bytes()), 1024 + (n % 60_000) as u16);
-        let outcome = bench.from_client(&Frame::tcp(client, at("10.0.0.100:80")));
+        let outcome = bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80")));
         assert!(matches!(outcome.reason, Reason::Forwarded | Reason::ConnectionsFull), "{:?}", outcome.reason);
     }
 }
@@ -688,7 +688,7 @@ fn h2_a_flood_of_ten_times_the_table_breaks_no_established_connection() {
     let flooded = bench.balancer.stats().unwrap().since(&before);
     for n in 0..established {
         let frame = Frame::tcp(client(n), at("10.0.0.100:80")).flags(tcp::ACK).sequence(2, 1001);
-        assert_eq!(bench.from_client(&frame).reason, Reason::Forwarded, "connection {n}");
+        assert_eq!(bench.client_sends(&frame).reason, Reason::Forwarded, "connection {n}");
     }
     let counts = bench.balancer.counts().unwrap();
     assert_eq!(counts.state(ConnectionState::TcpEstablished), established.into());
@@ -709,7 +709,7 @@ fn nothing_is_refused_up_to_half_of_the_capacity() {
         let bench = Bench::with_services(&NatConfig::default().capacity(capacity), mode);
         for n in 0..capacity / 2 {
             let client = SocketAddr::new(ip(&format!("10.0.0.{}", 20 + n % 30)), 2000 + (n / 30) as u16);
-            assert_eq!(bench.from_client(&Frame::tcp(client, at("10.0.0.100:80"))).reason, Reason::Forwarded);
+            assert_eq!(bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80"))).reason, Reason::Forwarded);
         }
         assert_eq!(bench.balancer.counts().unwrap().total(), u64::from(capacity / 2));
         assert_eq!(bench.balancer.evicted().unwrap(), 0, "and nothing went");
@@ -722,7 +722,7 @@ fn l13_ports_can_run_out_and_that_is_counted() {
     let mut opened = Vec::new();
     for port in 4000..4100 {
         let client = SocketAddr::new(ip("10.0.0.20"), port);
-        let outcome = bench.from_client(&Frame::tcp(client, at("10.0.0.100:80")));
+        let outcome = bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80")));
         if outcome.reason == Reason::Forwarded {
             // Established: it may not go for the next one.
             opened.push(open_again(&bench, client));
@@ -750,7 +750,7 @@ fn connections_end_after_silence_and_are_collected() {
     let bench = Bench::with_services(&NatConfig::default().timeouts(timeouts), NatMode::Full);
     let stays = open(&bench, &service(TCP4), at("10.0.0.20:4000"));
     for port in 5000..5050 {
-        bench.from_client(&Frame::tcp(SocketAddr::new(ip("10.0.0.21"), port), at("10.0.0.100:80")));
+        bench.client_sends(&Frame::tcp(SocketAddr::new(ip("10.0.0.21"), port), at("10.0.0.100:80")));
     }
     assert_eq!(bench.balancer.counts().unwrap().total(), 51);
     assert_eq!(bench.balancer.collect().unwrap(), 0);
@@ -773,10 +773,10 @@ fn events_tell_what_opened_closed_and_was_refused() {
     let mut events = bench.balancer.events().unwrap();
     let client = at("10.0.0.20:4000");
     let connection = open(&bench, &service(TCP4), client);
-    bench.from_client(&tcp4(tcp::FIN | tcp::ACK).sequence(2, 1001));
-    bench.from_backend(&Frame::tcp(connection.backend, connection.source).flags(tcp::FIN | tcp::ACK));
+    bench.client_sends(&tcp4(tcp::FIN | tcp::ACK).sequence(2, 1001));
+    bench.backend_sends(&Frame::tcp(connection.backend, connection.source).flags(tcp::FIN | tcp::ACK));
     bench.balancer.drain(&service(TCP4), connection.backend).unwrap();
-    bench.from_client(&Frame::tcp(at("10.0.0.21:4000"), at("10.0.0.100:80")));
+    bench.client_sends(&Frame::tcp(at("10.0.0.21:4000"), at("10.0.0.100:80")));
     let seen: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
     let kinds: Vec<_> = seen.iter().map(|event| event.kind).collect();
     assert_eq!(kinds, [NatEventKind::New, NatEventKind::Closed, NatEventKind::Refused(Reason::NoBackend)]);
@@ -801,9 +801,9 @@ fn two_services_with_one_backend_never_mix_up_a_client_whose_address_is_kept() {
     let client = at("10.0.0.20:4000");
     let first = open(&bench, &service(TCP4), client);
     // The backend could not tell it from the first.
-    let outcome = bench.from_client(&Frame::tcp(client, at("10.0.0.101:80")));
+    let outcome = bench.client_sends(&Frame::tcp(client, at("10.0.0.101:80")));
     assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::PortsExhausted));
-    assert_eq!(bench.from_client(&tcp4(tcp::ACK).sequence(2, 1001)).reason, Reason::Forwarded);
+    assert_eq!(bench.client_sends(&tcp4(tcp::ACK).sequence(2, 1001)).reason, Reason::Forwarded);
     bench.balancer.end(&first).unwrap();
     open(&bench, &other, client);
 }
@@ -830,7 +830,7 @@ fn an_adopted_balancer_goes_on_with_every_connection() {
             let answer = segment(&connection.service, connection.backend, connection.source);
             let tcp = connection.service.protocol == ServiceProtocol::Tcp;
             let answer = if tcp { answer.flags(tcp::ACK) } else { answer };
-            assert_eq!(bench.from_backend(&answer).reason, Reason::Answered);
+            assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
         }
         let drained = &bench.balancer.backends(&service(TCP4)).unwrap()[0];
         assert_eq!((drained.state, drained.stats.active), (BackendState::Draining, 1));

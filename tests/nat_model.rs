@@ -46,8 +46,7 @@ impl Model {
         self.resets[BACKEND] || self.fins == [true, true]
     }
 
-    #[allow(clippy::wrong_self_convention, reason = "said of the packet")]
-    fn from_client(&mut self, packet: &Packet) {
+    fn hear_client(&mut self, packet: &Packet) {
         if packet.flags & tcp::RST != 0 {
             self.resets[CLIENT] = true;
             return;
@@ -63,8 +62,7 @@ impl Model {
         self.fins[CLIENT] |= packet.flags & tcp::FIN != 0 && self.confirmed;
     }
 
-    #[allow(clippy::wrong_self_convention, reason = "said of the packet")]
-    fn from_backend(&mut self, packet: &Packet) {
+    fn hear_backend(&mut self, packet: &Packet) {
         if packet.flags & tcp::RST != 0 {
             self.resets[BACKEND] = true;
             return;
@@ -154,7 +152,7 @@ impl World {
         packet: Packet,
     ) {
         let vip = SocketAddr::new(name.address, name.port.unwrap());
-        let outcome = self.bench.from_client(&packet.frame(name, client, vip));
+        let outcome = self.bench.client_sends(&packet.frame(name, client, vip));
         let tcp = name.protocol == ServiceProtocol::Tcp;
         if packet.ttl <= 1 {
             return assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::HopLimit));
@@ -186,7 +184,7 @@ impl World {
             }
         };
         match (known.is_some(), tcp) {
-            (true, true) => model.from_client(&packet),
+            (true, true) => model.hear_client(&packet),
             (true, false) => model.confirmed |= model.answered,
             (false, _) => {}
         }
@@ -208,16 +206,16 @@ impl World {
         let Some((source, model)) = source.zip(self.models.get_mut(&(which, client))) else {
             // To a port that no connection has, or to a client that has none.
             let to = if self.mode == NatMode::Full { SocketAddr::new(vip.ip(), 999) } else { client };
-            let outcome = self.bench.from_backend(&packet.frame(name, backend, to));
+            let outcome = self.bench.backend_sends(&packet.frame(name, backend, to));
             let reason = if self.mode == NatMode::Full { Reason::NoService } else { Reason::NotForVip };
             return assert_eq!((outcome.action, outcome.reason), (Action::Pass, reason));
         };
-        let outcome = self.bench.from_backend(&packet.frame(name, backend, source));
+        let outcome = self.bench.backend_sends(&packet.frame(name, backend, source));
         if packet.ttl <= 1 {
             return assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::HopLimit));
         }
         match name.protocol {
-            ServiceProtocol::Tcp => model.from_backend(&packet),
+            ServiceProtocol::Tcp => model.hear_backend(&packet),
             ServiceProtocol::Udp => model.answered = true,
         }
         let wanted = Packet { ttl: packet.ttl - 1, ..packet }.frame(name, vip, client);

@@ -4,7 +4,7 @@
  * which may go.
  *
  * The place of a record says what the backend sees. Where the source is translated, we are free to choose its port,
- * so the port is chosen such that the place is free: connections[place of (backend, translated address) + port]. An
+ * so the port is chosen such that the place is free: connections[place of (backend, translated address, port)]. An
  * answer of the backend leads there by itself. Two connections that a backend could not tell apart would have the
  * same place, so there cannot be two: nothing else has to see to unique ports. Where the client's address is kept,
  * the place follows from client and backend, with a few others to choose from, and an entry in the flow table leads
@@ -36,14 +36,15 @@ static __always_inline struct nat_settings *nat_settings(void)
 	return bpf_map_lookup_elem(&nat, &zero);
 }
 
-/* What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. */
-static __always_inline __u64 nat_rank(__u64 value, __u64 now)
+/*
+ * What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. Global, so that
+ * the verifier of Linux 6.1 does not follow each answer for each way of each line. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) __u64 nat_rank(__u64 value, __u64 now)
 {
-	__u64 may_go = (value / NAT_VALUE_CONFIRMED & 1) - 1;
-
-	/* Not a branch: the verifier would follow both ways for every way of every line. */
-	asm volatile("" : "+r"(may_go));
-	return (((now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK) + 1) << 2 & may_go;
+	if (value & NAT_VALUE_CONFIRMED)
+		return FLOW_KEEP;
+	return (((now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK) + 1) << 2;
 }
 
 FLOW_TABLE(flows, nat_rank)
@@ -124,14 +125,20 @@ static __always_inline bool nat_is_kept(__u32 flags)
 
 /* ---- places ------------------------------------------------------------------------------------------- */
 
-/* Where the records of a backend and a translated address start; the port, in host order, is added. */
-static __always_inline __u32 nat_place(const struct nat_settings *s, const __be64 *backend, __be16 port, __u8 protocol,
-				       __u32 address)
+/*
+ * Where the record of a connection is that a backend sees as this address, a vip, and port (host order). The ports of
+ * one backend are scattered over all records, each backend's in a way of its own: else those of several would pile up in
+ * some places and leave others empty. The factor is odd, so no two ports of one backend share a place unless there are
+ * fewer records than ports.
+ */
+static __always_inline __u32 nat_place(const struct nat_settings *s, const __be64 *backend, __be16 backend_port,
+				       __u8 protocol, __u32 address, __u32 port)
 {
-	__u64 rest = (__u64)port << 32 | (__u64)protocol << 16 | address;
+	__u64 rest = (__u64)backend_port << 32 | (__u64)protocol << 16 | address;
+	__u64 start = mix64((backend[0] ^ s->secret[0]) + (backend[1] ^ s->secret[1]) * 0x9e3779b97f4a7c15ULL +
+			    (rest ^ s->secret[2]) * 0xc2b2ae3d27d4eb4fULL);
 
-	return mix64((backend[0] ^ s->secret[0]) + (backend[1] ^ s->secret[1]) * 0x9e3779b97f4a7c15ULL +
-		     (rest ^ s->secret[2]) * 0xc2b2ae3d27d4eb4fULL);
+	return ((__u32)start + port * (__u32)(start >> 32 | 1)) & s->records_mask;
 }
 
 /* Where a client keeps its address, the other places that a record may have. */
@@ -155,8 +162,11 @@ static __always_inline __u64 nat_choice(__u64 key, __u32 attempt)
 static __always_inline __u32 nat_address(const struct service *service, __u64 choice)
 {
 	__u32 count = (service->flags >> NAT_ADDRESSES_SHIFT & (NAT_ADDRESSES_MAX - 1)) + 1;
+	__u32 at = (choice >> 32 & 0xffff) * count >> 16;
 
-	return ((const __u16 *)service->function)[((choice >> 32 & 0xffff) * count >> 16) & (NAT_ADDRESSES_MAX - 1)];
+	/* The compiler knows the product's bounds and widens the mask; old verifiers do not. */
+	asm volatile("" : "+r"(at));
+	return ((const __u16 *)service->function)[at & (NAT_ADDRESSES_MAX - 1)];
 }
 
 static __always_inline struct nat_connection *nat_record(const struct nat_settings *s, __u32 place)

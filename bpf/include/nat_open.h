@@ -167,8 +167,7 @@ static __always_inline void nat_attempt(const struct nat_settings *s, const stru
 	port = nat_port(s, choice);
 	wish->port = bpf_htons(port);
 	wish->address = nat_address(service, choice);
-	wish->place = (nat_place(s, backend->address, backend->port, service->protocol, wish->address) + port) &
-		      s->records_mask;
+	wish->place = nat_place(s, backend->address, backend->port, service->protocol, wish->address, port);
 }
 
 enum nat_trial {

@@ -88,13 +88,11 @@ impl Bench {
         Outcome { action: verdict.action, reason: line.reason, frame: verdict.frame }
     }
 
-    #[allow(clippy::wrong_self_convention, reason = "said of the frame")]
-    pub(crate) fn from_client(&self, frame: &Frame) -> Outcome {
+    pub(crate) fn client_sends(&self, frame: &Frame) -> Outcome {
         self.run(Side::Clients, &frame.clone().macs(CLIENT_MAC, self.front_mac).build())
     }
 
-    #[allow(clippy::wrong_self_convention, reason = "said of the frame")]
-    pub(crate) fn from_backend(&self, frame: &Frame) -> Outcome {
+    pub(crate) fn backend_sends(&self, frame: &Frame) -> Outcome {
         self.run(Side::Backends, &frame.clone().macs(BACKEND_MAC, self.back_mac).build())
     }
 
