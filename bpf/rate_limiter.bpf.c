@@ -232,7 +232,8 @@ __attribute__((noinline, weak)) int refund_kept(__u32 at)
  * Every limit that a packet is under. It is charged to all of them, or to none: where one refuses, what the
  * others were charged is given back, and is lost only when another packet of the source was at that bucket in between.
  */
-static __always_inline __u64 charge_all(struct question *q, struct xdpkit_counters *counters)
+static __always_inline __u64 charge_all(struct question *q, const struct rate_policy *policy,
+					struct xdpkit_counters *counters)
 {
 	union verdict verdict = { .packed = 0 };
 	struct rate_charges *mine;
@@ -246,6 +247,10 @@ static __always_inline __u64 charge_all(struct question *q, struct xdpkit_counte
 	mine->matched = 0;
 	mine->unknown = 0;
 	for (__u32 i = 0; i < RATE_SCOPES * 2; i++) {
+		if (i / 2 >= policy->scopes)
+			break;
+		if (!(policy->meters >> (i & 1) & 1))
+			continue;
 		outcome = charge_in_scope(q, i / 2, i & 1);
 		if (outcome == RATE_ADMITTED)
 			continue;
@@ -470,7 +475,7 @@ int rate_limiter(struct xdp_md *ctx)
 		if (verdict.outcome != RATE_NO_PLACE)
 			count_scope(counters, q.class, 0, q.bytes, verdict.outcome == RATE_ADMITTED);
 	} else {
-		verdict.packed = charge_all(&q, counters);
+		verdict.packed = charge_all(&q, policy, counters);
 		if (!verdict.matched)
 			goto out;
 	}
