@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Every stage: the names of its C program, its ABI header and its Rust module.
-const STAGES: &[&str] = &["dsr_balancer", "firewall", "monitor", "nat_balancer"];
+const STAGES: &[&str] = &["dsr_balancer", "firewall", "monitor", "nat_balancer", "tunnel_decap"];
 
 const CLANG_ARGS: &[&str] = &["-mcpu=v3", "-nostdinc", "-Wall", "-Wextra", "-Werror"];
 

@@ -42,8 +42,10 @@ fn rows() -> Result<(), Box<dyn Error>> {
         let family = if family6 { "ipv6" } else { "ipv4" };
         for (count, flows) in COUNTS {
             let flows = if family6 { random_v6(flows) } else { random_v4(flows) };
-            let (l2, ipip) = (balancer(family6, DsrService::l2())?, balancer(family6, DsrService::ipip())?);
-            let changed = balancer(family6, DsrService::ipip())?;
+            let room = 2 * flows.len() as u32;
+            let [l2, ipip, changed] = [DsrService::l2(), DsrService::ipip(), DsrService::ipip()]
+                .map(|service| balancer(family6, service, room));
+            let (l2, ipip, changed) = (l2?, ipip?, changed?);
             let harness = Harness::new(&packet(family6, vip(family6)), &flows)?;
             // Every slot goes to other backends; every flow is met once and recorded.
             let service = changed.services()?[0].address;
@@ -66,7 +68,7 @@ fn rows() -> Result<(), Box<dyn Error>> {
         }
         let flows = if family6 { random_v6(1 << 16) } else { random_v4(1 << 16) };
         let harness = Harness::new(&packet(family6, backends(3)[usize::from(family6)]), &flows)?;
-        let balancer = balancer(family6, DsrService::l2())?;
+        let balancer = balancer(family6, DsrService::l2(), 1 << 16)?;
         let group = format!("dsr_balancer/{family}/no-vip");
         let programs = [("64k", balancer.program_fd())];
         table.extend(&group, common::measure(&mut criterion, &group, &harness, &programs, 100));
@@ -89,8 +91,8 @@ fn vip(family6: bool) -> IpAddr {
     if family6 { IpAddr::from([0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x100]) } else { IpAddr::from([192, 168, 178, 100]) }
 }
 
-fn balancer(family6: bool, service: DsrService) -> Result<DsrBalancer, Box<dyn Error>> {
-    let config = DsrConfig::default().flows(1 << 21).outer_v4("10.0.0.0/16".parse()?);
+fn balancer(family6: bool, service: DsrService, flows: u32) -> Result<DsrBalancer, Box<dyn Error>> {
+    let config = DsrConfig::default().flows(flows).outer_v4("10.0.0.0/16".parse()?);
     let balancer = DsrBalancer::load(&config)?;
     let vip = vip(family6);
     let text = if family6 { format!("tcp/[{vip}]:80") } else { format!("tcp/{vip}:80") };

@@ -30,17 +30,49 @@ static __always_inline __u64 verdict(__u32 reason, __u32 action)
 	return v.packed;
 }
 
-/* A request for the way to a backend; in L2 mode, it must be a neighbour. */
-static __always_inline int find_way(struct xdp_md *ctx, const struct backend *backend, bool on_link,
-				    struct next_hop *hop)
-{
-	struct next_hop_request request;
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} events SEC(".maps");
 
+/*
+ * Looks for the way to a backend, in L2 mode only among neighbours, and reports when it is another than before. Global:
+ * once in a while, on each CPU, a packet needs it. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) int find_way(struct xdp_md *ctx, __u32 number, __u32 on_link)
+{
+	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &number);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+	struct next_hop_request request;
+	struct dsr_event *event;
+	any_u32 *macs, before[2];
+	__u32 was;
+
+	if (!state || !backend)
+		return 0;
 	*(any_u64 *)&request.destination[0] = backend->address[0];
 	*(any_u64 *)&request.destination[2] = backend->address[1];
 	request.family = backend->family;
 	request.flags = on_link ? NEXT_HOP_ON_LINK : 0;
-	return next_hop_find(ctx, &request, hop);
+	macs = (any_u32 *)state->hop.macs;
+	was = state->hop.state;
+	before[0] = macs[0];
+	before[1] = macs[1] & 0xffff;
+	next_hop_find(ctx, &request, &state->hop);
+	if (state->hop.state == was && (was != NEXT_HOP_FOUND || (macs[0] == before[0] && (macs[1] & 0xffff) == before[1])))
+		return 0;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)
+		return 0;
+	event->timestamp = bpf_ktime_get_ns();
+	event->backend = number;
+	event->identity = backend->identity;
+	event->interface = state->hop.interface;
+	event->state = state->hop.state;
+	event->cpu = bpf_get_smp_processor_id();
+	__builtin_memcpy(event->mac, state->hop.macs, sizeof(event->mac));
+	bpf_ringbuf_submit(event, 0);
+	return 0;
 }
 
 /*
@@ -118,6 +150,9 @@ static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet 
 	return send(ctx, hop, reason);
 }
 
+/* The dummy address of RFC 7600, 192.0.0.8: the host's stack takes no packet from its own address for forwarding. */
+#define IPV4_DUMMY bpf_htonl(0xc0000008)
+
 /* Inside an outer header. Without the next hop's MAC, the host's stack forwards it and finds it out. */
 static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner *inner, const struct backend *backend,
 					  struct next_hop *hop, __u32 hash, __u32 reason)
@@ -127,6 +162,7 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 	struct ipv6hdr *outer6;
 	struct iphdr *outer4;
 	__be64 source[2];
+	__be32 source4;
 	__u32 zero = 0;
 
 	set = bpf_map_lookup_elem(&settings, &zero);
@@ -136,7 +172,8 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 		outer4 = make_room(ctx, inner, sizeof(*outer4), macs, bpf_htons(ETH_P_IP));
 		if (!outer4)
 			return verdict(REASON_NO_ROOM, XDP_DROP);
-		fill_outer4(outer4, inner, set->outer4 | (hash & set->outer4_mask), *(any_u32 *)backend->address);
+		source4 = macs || set->outer4_mask ? set->outer4 | (hash & set->outer4_mask) : IPV4_DUMMY;
+		fill_outer4(outer4, inner, source4, *(any_u32 *)backend->address);
 	} else {
 		outer6 = make_room(ctx, inner, sizeof(*outer6), macs, bpf_htons(ETH_P_IPV6));
 		if (!outer6)
@@ -169,7 +206,7 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	if (p->network == NETWORK_IPV4 ? p->ip4->ttl <= 1 : p->ip6->hop_limit <= 1)
 		return verdict(REASON_HOP_LIMIT, XDP_PASS);
 	if (!next_hop_is_fresh(&state->hop))
-		find_way(ctx, backend, !ipip, &state->hop);
+		find_way(ctx, c->backend, !ipip);
 	if (state->hop.state != NEXT_HOP_FOUND && state->hop.state != NEXT_HOP_UNRESOLVED)
 		return verdict(no_way(&state->hop), XDP_DROP);
 	inner_read(p, &inner);

@@ -14,10 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::lab::{Attempt, Balanced, Guarded, Watched, attempts, pages};
+use common::{
+    dsr::Tutorial,
+    lab::{Attempt, Balanced, Guarded, Watched, attempts, pages},
+};
 use xdpkit::{
-    AttachOptions, Firewall, FirewallConfig, MonitorConfig, NatBalancer, NatConfig, NatService, PacketMonitor,
-    Pipeline, Reason, Rule, Stage as _, ipnet::IpNet, parse_prefix,
+    AttachOptions, DsrBalancer, DsrConfig, DsrService, Firewall, FirewallConfig, Forwarding, MonitorConfig,
+    NatBalancer, NatConfig, NatService, PacketMonitor, Pipeline, Reason, Rule, Stage as _, ipnet::IpNet, parse_prefix,
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -29,10 +32,12 @@ fn main() -> ExitCode {
 
 fn play() -> Outcome {
     let start = Instant::now();
-    let scenes: [(&str, Scene); 3] = [
+    let scenes: [(&str, Scene); 5] = [
         ("PacketMonitor: watching a real connection", watch),
         ("Firewall: cutting one client off", guard),
-        ("NatBalancer: two web servers behind one address", balance),
+        ("NatBalancer: two web servers behind one address", translate),
+        ("DsrBalancer: two neighbours behind one address", || balance(Forwarding::L2)),
+        ("DsrBalancer and TunnelDecap: the same through tunnels", || balance(Forwarding::IpIp)),
     ];
     for (number, (title, scene)) in scenes.into_iter().enumerate() {
         println!("\n== Scene {}. {title}\n", number + 1);
@@ -130,7 +135,7 @@ fn guard() -> Outcome {
 }
 
 /// Clients fetch pages from virtual addresses; then one of the two servers is drained.
-fn balance() -> Outcome {
+fn translate() -> Outcome {
     let lab = Balanced::build()?;
     let balancer = NatBalancer::load(&NatConfig::default())?;
     for (service, backends) in lab.services() {
@@ -167,6 +172,50 @@ fn balance() -> Outcome {
     let of = |pages: &[String], name| pages.iter().filter(|page| page.starts_with(name)).count();
     check(of(&before, "backend0") > 0 && of(&before, "backend1") > 0, "both servers answer")?;
     check(of(&after, "backend0") == 0, "a drained server gets no new connections")
+}
+
+/// A client fetches pages from a virtual address; then a backend is drained.
+fn balance(forwarding: Forwarding) -> Outcome {
+    let lab = Tutorial::build(forwarding)?;
+    let balancer = DsrBalancer::load(&DsrConfig::default())?;
+    let (service, what) = match forwarding {
+        Forwarding::L2 => (DsrService::l2(), "with the backend's MAC"),
+        Forwarding::IpIp => (DsrService::ipip(), "inside an outer IP header"),
+    };
+    let attachment = lab.balancer.run(|| {
+        for (address, backends) in lab.services() {
+            balancer.insert_service(address, service, backends)?;
+        }
+        balancer.attach(&AttachOptions::new("eth0"))
+    })?;
+    println!("A client behind a gateway, a balancer, two backends. Packets go on {what}:\n");
+    let pages = lab.fetch()?;
+    for page in &pages {
+        println!("    {}: {}", page.vip, page.text);
+    }
+    lab.judge(&pages)?;
+    let (address, backends) = lab.services().swap_remove(0);
+    balancer.drain(address, backends[0].0)?;
+    let entry = balancer.service(address)?;
+    println!("\n{} is drained: {} of {} slots remember it.", backends[0].0, entry.slots_in_transition, entry.slots);
+    for backend in balancer.backends(address)? {
+        let stats = backend.stats;
+        println!(
+            "    {:<14} {:<8} {:>5} slots {:>4} packets {:>3} new flows",
+            backend.address.to_string(),
+            backend.state,
+            backend.slots,
+            stats.forwarded.packets,
+            stats.new_flows
+        );
+    }
+    let drained = || -> xdpkit::Result<u64> { Ok(balancer.backends(address)?[0].stats.new_flows) };
+    let before = drained()?;
+    lab.fetch()?;
+    check(drained()? == before, "no new connection goes to a drained backend")?;
+    println!("\nMore pages were fetched, none of them from there.");
+    attachment.detach()?;
+    Ok(())
 }
 
 fn show(who: &str, attempts: &[Attempt]) {

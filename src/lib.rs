@@ -3,7 +3,7 @@
 
 mod abi;
 mod attach;
-#[allow(dead_code, unused_imports, reason = "the balancers that use it are being built")]
+#[allow(dead_code, reason = "the NAT balancer uses the rest")]
 mod balancer;
 mod dsr_balancer;
 mod error;
@@ -26,12 +26,13 @@ mod stage;
 mod stats;
 mod sys;
 mod test_run;
+mod tunnel_decap;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
 pub use dsr_balancer::{
-    DsrBackendEntry, DsrBalancer, DsrConfig, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
-    PlacementReason,
+    DsrBackendEntry, DsrBalancer, DsrConfig, DsrEvent, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
+    PlacementReason, Way,
 };
 pub use error::{Error, Result};
 pub use events::Events;
@@ -53,3 +54,4 @@ pub use reason::{Action, Reason};
 pub use stage::Stage;
 pub use stats::{Count, ReasonCount, Stats};
 pub use test_run::{TestRun, Verdict};
+pub use tunnel_decap::{TunnelDecap, TunnelDecapConfig};

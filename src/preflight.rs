@@ -2,7 +2,7 @@
 //!
 //! Nothing here changes anything. Each [`Finding`] says what is wrong, what it leads to and what to do.
 
-use std::{fmt, fs};
+use std::{fmt, fs, net::IpAddr};
 
 use crate::{
     Interface, Result,
@@ -116,6 +116,65 @@ pub fn redirect_target(interface: &Interface) -> Result<Vec<Finding>> {
     Ok(findings.list)
 }
 
+/// What a backend of a direct-server-return balancer lacks to serve these virtual addresses, which reach it by
+/// `interface`: with L2 forwarding as they are, with IP-in-IP out of a tunnel device or `TunnelDecap`.
+///
+/// # Errors
+/// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
+pub fn dsr_backend(interface: &Interface, vips: &[IpAddr]) -> Result<Vec<Finding>> {
+    let mut findings = Findings::of(interface)?;
+    for vip in vips {
+        let local = sys::route::route_to(*vip).is_ok_and(|route| route.is_some_and(|route| route.local));
+        if !local {
+            let length = if vip.is_ipv4() { 32 } else { 128 };
+            let text = format!(
+                "{vip} is none of its addresses: it forwards or drops its packets: ip addr add {vip}/{length} dev lo"
+            );
+            findings.add_to_host(Severity::Blocker, text);
+        }
+    }
+    if vips.iter().any(IpAddr::is_ipv4) {
+        let name = interface.name();
+        // The kernel takes the larger of the two values for each of these settings.
+        let effective = |key: &str| {
+            let read = |place: &str| {
+                let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{place}/{key}")).ok()?;
+                text.trim().parse::<u8>().ok()
+            };
+            read("all").max(read(name)).unwrap_or(0)
+        };
+        if effective("arp_ignore") == 0 {
+            findings.add(
+                Severity::Blocker,
+                format!(
+                    "arp_ignore is 0: it answers ARP for virtual addresses on lo, and clients' packets bypass the \
+                     balancer: sysctl net.ipv4.conf.{name}.arp_ignore=1"
+                ),
+            );
+        }
+        if effective("arp_announce") < 2 {
+            findings.add(
+                Severity::Warning,
+                format!(
+                    "arp_announce is below 2: its own ARP requests may name a virtual address, and neighbours learn \
+                     it: sysctl net.ipv4.conf.{name}.arp_announce=2"
+                ),
+            );
+        }
+        if effective("rp_filter") == 1 {
+            findings.add(
+                Severity::Warning,
+                format!(
+                    "rp_filter is 1 (strict): packets whose answers would leave by another interface are dropped, among \
+                     them all that come out of a tunnel device: sysctl net.ipv4.conf.all.rp_filter=0 and the same for \
+                     {name} and the tunnel"
+                ),
+            );
+        }
+    }
+    Ok(findings.list)
+}
+
 /// Bits of `enum netdev_xdp_act`.
 #[derive(Clone, Copy)]
 enum Feature {
@@ -138,6 +197,10 @@ impl Findings {
             cause,
         })?;
         Ok(Self { interface: interface.clone(), state, list: Vec::new() })
+    }
+
+    fn add_to_host(&mut self, severity: Severity, text: String) {
+        self.list.push(Finding { severity, object: "host".into(), text });
     }
 
     fn add(&mut self, severity: Severity, text: String) {

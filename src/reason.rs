@@ -181,6 +181,24 @@ reasons! {
     ResetSent = 96, "reset_sent";
     /// `NatBalancer`: its connection ended while it was handled.
     ConnectionRace = 97, "connection_race";
+    /// `TunnelDecap`: the outer header was taken off.
+    Decapsulated = 110, "decapsulated";
+    /// `TunnelDecap`: not a tunnel's packet; it went on untouched.
+    NotTunnel = 111, "not_tunnel";
+    /// `TunnelDecap`: a fragment of a tunnel's packet; it went on untouched.
+    TunnelFragment = 112, "tunnel_fragment";
+    /// `TunnelDecap`: what is inside is for none of the virtual addresses; it went on untouched.
+    TunnelNotVip = 113, "tunnel_not_vip";
+    /// `TunnelDecap`: the tunnel does not end here; it went on untouched.
+    TunnelDestination = 114, "tunnel_destination";
+    /// `TunnelDecap`: the tunnel begins where none may; dropped.
+    TunnelSource = 115, "tunnel_source";
+    /// `TunnelDecap`: what is inside contradicts itself or the outside; dropped.
+    InnerMalformed = 116, "inner_malformed";
+    /// `TunnelDecap`: what is inside comes from a virtual address; dropped.
+    InnerSource = 117, "inner_source";
+    /// `TunnelDecap`: congestion was met on the way, and what is inside cannot say so (RFC 6040); dropped.
+    InnerEcn = 118, "inner_ecn";
 }
 
 impl Reason {

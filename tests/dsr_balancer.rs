@@ -349,6 +349,21 @@ fn l22_echo_requests_are_answered_forwarded_or_left_alone() {
     }
 }
 
+#[test]
+fn l11_the_stack_is_given_no_packet_from_its_own_address() {
+    // Without a prefix for outer sources they are the host's own, which its stack would not forward.
+    let host = Host::new();
+    let b = host.balancer(&DsrConfig::default().services(8).table_size(4099));
+    for (backend, action, source) in
+        [(neighbour4(200), Action::Pass, [192, 0, 0, 8]), (neighbour4(11), Action::Tx, [192, 168, 178, 10])]
+    {
+        let service = b.service(&service_text("tcp", true, "80"), DsrService::ipip(), &[backend]);
+        let (went, _, out) = b.run(&arriving(&host, segment(true, 0, 1)).build());
+        assert_eq!((went, &out[26..30]), (action, &source[..]), "{backend}");
+        host.ns.run(|| b.balancer.remove_service(service)).unwrap();
+    }
+}
+
 /// Which neighbour a frame goes to.
 fn taken_by(b: &Balancer<'_>, frame: Frame) -> (Reason, u8) {
     let frame = arriving(b.host, frame).build();

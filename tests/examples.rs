@@ -126,6 +126,19 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
             &["--deny", "::/0"],
             "`--deny`: expected one of --action, --interface, --mode, --lab, --json, --stats-every, --duration, --help",
         ),
+        (
+            "dsr_l2_balancer",
+            &["--service", "tcp/192.0.2.1:80"],
+            "--service: `tcp/192.0.2.1:80`: expected tcp/VIP:PORT=BACKEND[@WEIGHT],... or udp/..., with `*` for any port \
+             and IPv6 addresses in brackets",
+        ),
+        (
+            "dsr_ipip_balancer",
+            &["--service", "tcp/[2001:db8::1]:80=2001:db8::2@3"],
+            "--service: `tcp/[2001:db8::1]:80=2001:db8::2@3`: expected tcp/VIP:PORT=BACKEND[@WEIGHT],... or udp/..., \
+             with `*` for any port and IPv6 addresses in brackets",
+        ),
+        ("dsr_backend", &["--vip", "www"], "--vip: `www`: expected an IPv4 or IPv6 address"),
     ];
     for (name, arguments, text) in rows {
         assert_eq!(refusal(name, arguments), (2, (*text).to_owned()));
@@ -152,9 +165,14 @@ fn run_time_failures_exit_with_1_and_name_the_interface() {
 
 #[test]
 fn help_lists_every_flag() {
-    for (name, flag) in
-        [("firewall", "--deny-file FILE"), ("nat_balancer", "--nat MODE"), ("fundamentals", "--action PROTO=ACTION")]
-    {
+    for (name, flag) in [
+        ("firewall", "--deny-file FILE"),
+        ("nat_balancer", "--nat MODE"),
+        ("fundamentals", "--action PROTO=ACTION"),
+        ("dsr_l2_balancer", "--service SERVICE"),
+        ("dsr_ipip_balancer", "--service SERVICE"),
+        ("dsr_backend", "--vip ADDR"),
+    ] {
         let output = run(name, &["--help"]);
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0));
@@ -249,4 +267,30 @@ fn the_laboratories_play_their_tutorials() {
             assert_eq!(service["backends"].as_object().unwrap().len(), 2);
         }
     }
+}
+
+#[test]
+fn both_dsr_tutorials_fetch_pages_from_two_backends() {
+    for name in ["dsr_l2_balancer", "dsr_ipip_balancer"] {
+        let output = run(name, &["--lab", "--json"]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let objects = objects(&output.stdout);
+        let of = |event: &str| objects.iter().filter(|object| object["event"] == event).collect::<Vec<_>>();
+        assert_eq!((of("ready").len(), of("backend").len(), of("lab").len()), (1, 4, 16), "{name}");
+        assert!(of("lab").iter().any(|page| page["page"] == "backend0 to 10.0.0.20"), "{name}: the client is seen");
+        let stats = of("stats")[0];
+        assert!(stats["reasons"]["forwarded"].as_u64().unwrap() > 60, "{name}: {stats}");
+        assert_eq!(stats["services"].as_array().unwrap().len(), 2);
+        assert_eq!(objects.last().unwrap()["event"], "stopped");
+    }
+}
+
+#[test]
+fn a_dsr_backend_warns_of_what_its_host_lacks() {
+    let output = run("dsr_backend", &["--lab", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let objects = objects(&output.stdout);
+    let warnings: Vec<_> = objects.iter().filter(|object| object["event"] == "warning").collect();
+    assert_eq!(warnings.len(), 1, "{objects:?}");
+    assert!(warnings[0]["text"].as_str().unwrap().contains("2001:db8:b::100 is none of its addresses"));
 }

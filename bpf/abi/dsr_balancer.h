@@ -55,6 +55,18 @@ struct dsr_side {
 	__u64 reserved;
 };
 
+/* The way to a backend is another than before, as one CPU has noticed. */
+struct dsr_event {
+	__u64 timestamp; /* ns, CLOCK_MONOTONIC */
+	__u32 backend;
+	__u32 identity;
+	__u32 interface;
+	__u16 state; /* enum next_hop_state */
+	__u8 mac[6];
+	__u32 cpu;
+};
+_Static_assert(sizeof(struct dsr_event) == 32, "src/abi/dsr_balancer.rs asserts the same");
+
 /* In service_state.function */
 enum dsr_service_count {
 	DSR_IN_TRANSITION = 0, /* packets to slots in transition */

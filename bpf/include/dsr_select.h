@@ -60,11 +60,11 @@ static __always_inline void choose_by_slot(struct choice *c)
 static __always_inline void choose_by_addresses(struct choice *c, const struct balancer_settings *now,
 						const struct packet *p)
 {
-	struct service *service = bpf_map_lookup_elem(&services, &c->service);
+	struct service *service = service_record(c->service);
 	__u64 hash;
 
 	choose(c, REASON_NO_SERVICE, XDP_PASS);
-	if (!service || !c->service)
+	if (!service)
 		return;
 	if (p->network == NETWORK_IPV4)
 		hash = flow_hash4(now->seed, p->ip4->saddr, p->ip4->daddr, 0, p->protocol);
@@ -136,8 +136,8 @@ static __always_inline void choose_for_error(struct xdp_md *ctx, struct choice *
 	if (!quoted_flow(ctx, p, &flow))
 		return;
 	c->service = service_find(now, vip, flow.protocol, flow.port);
-	service = bpf_map_lookup_elem(&services, &c->service);
-	if (!service || !c->service)
+	service = service_record(c->service);
+	if (!service)
 		return;
 	if (flow.ipv6)
 		hash = flow_hash6(now->seed, (const any_u64 *)flow.client, (const any_u64 *)flow.vip,
@@ -192,8 +192,8 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 	__u64 hash;
 
 	c->service = service_find(now, vip, p->protocol, port);
-	service = bpf_map_lookup_elem(&services, &c->service);
-	if (!service || !c->service) {
+	service = service_record(c->service);
+	if (!service) {
 		choose(c, port ? REASON_NO_SERVICE : REASON_PORT_ZERO, port ? XDP_PASS : XDP_DROP);
 		return;
 	}

@@ -33,10 +33,9 @@ static __always_inline __u32 dsr_time(void)
 #define RANK_HALF_OPEN_LIFE 3576 /* a minute */
 /*
  * Established flows are kept until they are idle, whoever asks. Half-open ones give way to each other, the oldest
- * first; those that stay with the previous backend to all, as they would do so without a record. Global: the table asks
- * this of every way that it looks at, and the verifier would follow each combination of answers.
+ * first; those that stay with the previous backend to all, as they would do so without a record.
  */
-__attribute__((noinline, weak)) __u64 dsr_rank(__u64 value, __u64 now)
+static __always_inline __u64 dsr_rank(__u64 value, __u64 now)
 {
 	__u32 age = (__u32)now - RECORD_TIME(value), idle = now >> RANK_IDLE_SHIFT & 0x7fffffff;
 	__u64 kind = RECORD_KIND(value), rank = (__u64)age << 2;
@@ -52,7 +51,13 @@ __attribute__((noinline, weak)) __u64 dsr_rank(__u64 value, __u64 now)
 	return now & RANK_WEAK ? FLOW_KEEP : rank | 1ULL << 61;
 }
 
-FLOW_TABLE(flows, dsr_rank);
+/* Global: see FLOW_TABLE_OF(). */
+__attribute__((noinline, weak)) __u64 dsr_way_rank(__u64 word, __u64 now)
+{
+	return flow_rank_of(word, now, dsr_rank);
+}
+
+FLOW_TABLE_OF(flows, dsr_way_rank);
 
 enum transit_what {
 	TRANSIT_SYN = 1,
@@ -113,7 +118,8 @@ static __always_inline __u64 record_of(__u32 backend, __u32 kind, const struct t
 
 static __always_inline void transit_count(const struct transit *t, __u32 what)
 {
-	struct service_state *state = bpf_map_lookup_elem(&service_states, &t->service);
+	__u32 service = t->service;
+	struct service_state *state = bpf_map_lookup_elem(&service_states, &service);
 
 	if (state)
 		state->function[what]++;
@@ -125,12 +131,14 @@ static __always_inline bool transit_record(const struct transit *t, __u64 key, _
 {
 	struct flow_claim claim = { .key = key };
 	struct dsr_side *side;
+	__u32 slot;
 
 	claim.now = now | (__u64)(idle & 0x7fffffff) << RANK_IDLE_SHIFT | (kind == DSR_STAYING ? RANK_WEAK : 0);
 	if (flows_claim(&claim) != FLOW_TAKEN)
 		return false;
 	if (t->what & TRANSIT_SIDE) {
-		side = bpf_map_lookup_elem(&flow_sides, &claim.slot);
+		slot = claim.slot;
+		side = bpf_map_lookup_elem(&flow_sides, &slot);
 		if (!side) {
 			flows_withdraw(&claim);
 			return false;

@@ -204,7 +204,7 @@ static __always_inline __u64 flow_survey(struct flow_line *line, __u64 now, flow
 
 #pragma unroll
 	for (__u32 way = 0; way < FLOW_WAYS; way++) {
-		found = flow_rank_of(FLOW_ONCE(line->state[way]), now, rank);
+		found = rank(FLOW_ONCE(line->state[way]), now);
 		*room += found >> 63;
 		found = (found & ~3ULL) | (FLOW_WAYS - 1 - way);
 		if (found > best)
@@ -219,7 +219,7 @@ static __always_inline bool flow_take(struct flow_line *line, __u64 best, struct
 	__u64 way = (FLOW_WAYS - 1 - (best & 3)) & (FLOW_WAYS - 1), word;
 
 	word = FLOW_ONCE(line->state[way]);
-	if ((flow_rank_of(word, c->now, rank) & ~3ULL) < (best & ~3ULL))
+	if ((rank(word, c->now) & ~3ULL) < (best & ~3ULL))
 		return false;
 	c->generation = word & FLOW_GENERATION;
 	if (__sync_val_compare_and_swap(&line->state[way], word, FLOW_CLAIMED | c->generation) != word)
@@ -385,8 +385,18 @@ static __always_inline bool flow_remove_in(void *lines, const struct flow_entry 
  *
  * The paths that few packets take are global functions: verified once, and off the way of all others. Weak, as
  * walk_extensions() in parse.h.
+ *
+ * FLOW_TABLE_OF() takes the rank of a way by its whole state word, as flow_rank_of() has it. A program whose verification
+ * takes too long makes that a global function, which costs a call for every way that a new entry is compared with.
  */
 #define FLOW_TABLE(name, rank)                                                                                     \
+	static __always_inline __u64 name##_way_rank(__u64 word, __u64 now)                                        \
+	{                                                                                                          \
+		return flow_rank_of(word, now, rank);                                                              \
+	}                                                                                                          \
+	FLOW_TABLE_OF(name, name##_way_rank)
+
+#define FLOW_TABLE_OF(name, rank)                                                                                     \
 	struct {                                                                                                   \
 		__uint(type, BPF_MAP_TYPE_ARRAY);                                                                  \
 		__uint(map_flags, 1U << 10 /* BPF_F_MMAPABLE */);                                                  \

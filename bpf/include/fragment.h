@@ -4,6 +4,7 @@
 #define XDPKIT_FRAGMENT_H
 
 #include "parse.h"
+#include "service.h"
 #include "flow_table.h"
 
 /* A value: the backend, the service, and when the first fragment came, in units of 2^24 ns. */
@@ -12,15 +13,21 @@
 #define FRAGMENT_TIME_MASK 0xfffffff
 #define FRAGMENT_LIFE 1788
 
-/* All may go, the oldest first. Global: see dsr_rank(). */
-__attribute__((noinline, weak)) __u64 fragment_rank(__u64 value, __u64 now)
+/* All may go, the oldest first. */
+static __always_inline __u64 fragment_rank(__u64 value, __u64 now)
 {
 	__u64 age = (now - (value >> FRAGMENT_TIME_SHIFT)) & FRAGMENT_TIME_MASK;
 
 	return (age > FRAGMENT_LIFE ? FLOW_STALE : 4) + (age << 3);
 }
 
-FLOW_TABLE(fragments, fragment_rank);
+/* Global: see FLOW_TABLE_OF(). */
+__attribute__((noinline, weak)) __u64 fragment_way_rank(__u64 word, __u64 now)
+{
+	return flow_rank_of(word, now, fragment_rank);
+}
+
+FLOW_TABLE_OF(fragments, fragment_way_rank);
 
 /*
  * Where the IPv6 fragment header is: before what a later fragment carries; of a first one, we look only where
@@ -66,8 +73,8 @@ static __always_inline __u64 fragment_time(void)
 	return bpf_ktime_get_coarse_ns() >> 24 & FRAGMENT_TIME_MASK;
 }
 
-/* The backend of a later fragment, 0 when its first one has not been seen. */
-static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
+/* What was remembered for a later fragment, the service in the upper 16 bits; 0 when its first one has not been seen. */
+static __always_inline __u32 fragment_recall(const struct packet *p, struct xdp_md *ctx, __u32 *hash)
 {
 	struct flow_table *table = fragments_open();
 	struct flow_entry entry;
@@ -81,9 +88,22 @@ static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md
 	value = flow_value(entry.word);
 	if (((fragment_time() - (value >> FRAGMENT_TIME_SHIFT)) & FRAGMENT_TIME_MASK) > FRAGMENT_LIFE)
 		return 0;
-	*service = value >> FRAGMENT_SERVICE_SHIFT & 0xffff;
 	*hash = key;
-	return value & 0xffff;
+	return value;
+}
+
+/* The backend of a later fragment, 0 for none. */
+static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
+{
+	__u32 value = fragment_recall(p, ctx, hash), number = value & 0xffff;
+	struct backend *backend;
+
+	*service = value >> FRAGMENT_SERVICE_SHIFT;
+	backend = bpf_map_lookup_elem(&backends, &number);
+	/* Killed meanwhile, or the number is another service's by now. */
+	if (!backend || backend->service != *service || (backend->flags & (BACKEND_USED | BACKEND_KILLED)) != BACKEND_USED)
+		return 0;
+	return number;
 }
 
 /* The key of a first fragment, 0 for anything else. Global by itself: its stack is not under that of the claim. */

@@ -161,6 +161,12 @@ static __always_inline __u32 service_find(const struct balancer_settings *now, _
 	return number ? number : service_find_port(now, vip, protocol, 0);
 }
 
+/* NULL for 0 and for what is no service. By a copy of the number: old kernels want keys on the stack. */
+static __always_inline struct service *service_record(__u32 number)
+{
+	return number ? bpf_map_lookup_elem(&services, &number) : NULL;
+}
+
 /* Who talks to a service, as it stands in the packets of the client. */
 struct flow {
 	__be64 client[2]; /* IPv4: the first four bytes, then zeroes */

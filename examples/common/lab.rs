@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_millis(700);
 pub(crate) struct Scenario(JoinHandle<Result<(), String>>);
 
 impl Scenario {
-    fn start(stop: Arc<AtomicBool>, play: impl FnOnce() -> Result<(), String> + Send + 'static) -> Self {
+    pub(crate) fn start(stop: Arc<AtomicBool>, play: impl FnOnce() -> Result<(), String> + Send + 'static) -> Self {
         Self(std::thread::spawn(move || {
             let result = play();
             stop.store(true, Ordering::Relaxed);

@@ -1,6 +1,7 @@
 //! What all examples share: their flags, exit codes, output and life cycle.
 #![allow(dead_code, reason = "not every example uses everything")]
 
+pub(crate) mod dsr;
 pub(crate) mod lab;
 
 use std::{

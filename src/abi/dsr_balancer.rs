@@ -61,3 +61,17 @@ assert_same_layout!(Side, crate::sys::skel::dsr_balancer::types::dsr_side, clien
 pub(crate) const IN_TRANSITION: usize = 0;
 pub(crate) const RECORDED: usize = 1;
 pub(crate) const UNRECORDED: usize = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Event {
+    pub(crate) timestamp: u64,
+    pub(crate) backend: u32,
+    pub(crate) identity: u32,
+    pub(crate) interface: u32,
+    pub(crate) state: u16,
+    pub(crate) mac: [u8; 6],
+    pub(crate) cpu: u32,
+}
+// No map names the struct, so no skeleton has it: the header asserts the same.
+const _: () = assert!(size_of::<Event>() == 32 && std::mem::offset_of!(Event, mac) == 22);

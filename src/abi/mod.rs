@@ -8,6 +8,7 @@ pub(crate) mod nat_balancer;
 pub(crate) mod packet;
 pub(crate) mod reason;
 pub(crate) mod service;
+pub(crate) mod tunnel_decap;
 
 /// Asserts at compile time that two structs have the same size and alignment, and the fields the same offsets.
 #[cfg(not(xdpkit_docs))]

@@ -43,7 +43,8 @@ pub struct DsrConfig {
     /// on, it is a new one. 30 seconds by default. Datagrams do not tell.
     pub udp_grace: Duration,
     /// Where the outer source addresses of [`Forwarding::IpIp`] come from, for backends with IPv4 addresses. Varied by
-    /// flow, so that the backend's network card spreads flows over its queues. `None`, the default: this host's own.
+    /// flow, so that the backend's network card spreads flows over its queues. `None`, the default: this host's own (and
+    /// 192.0.0.8, RFC 7600, for what its stack has to forward while the next hop's MAC is not known).
     pub outer_v4: Option<Ipv4Net>,
     /// The same for backends with IPv6 addresses. Only the last 64 bits vary.
     pub outer_v6: Option<Ipv6Net>,
@@ -153,6 +154,7 @@ impl DsrConfig {
             return wrong("services", self.services.to_string(), "fewer services for tables of this size");
         };
         capacities.extend([
+            ("events", self.ring_bytes),
             ("transitions", slots),
             ("flows_lines", self.flow_shape().total()),
             ("flow_sides", self.flow_shape().slots()),

@@ -2,24 +2,26 @@
 
 mod config;
 mod entry;
+mod event;
 mod lookup;
 mod transition;
 
 use std::{
     net::{IpAddr, UdpSocket},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 pub use config::DsrConfig;
 pub use entry::{DsrBackendEntry, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement, PlacementReason};
+pub use event::{DsrEvent, Way};
 use ipnet::IpNet;
 use transition::Transitions;
 
 use crate::{
-    Error, Result, Stage,
+    Error, Events, Result, Stage,
     abi::{
-        dsr_balancer::{IN_TRANSITION, IPIP, RECORDED, Settings, UNRECORDED},
+        dsr_balancer::{Event, IN_TRANSITION, IPIP, RECORDED, Settings, UNRECORDED},
         service::{SERVICE_BY_SOURCE, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT, Service},
     },
     balancer::{
@@ -75,7 +77,7 @@ static KIND: StageKind = StageKind {
 #[derive(Debug)]
 pub struct DsrBalancer {
     core: StageCore,
-    book: Mutex<Book<Transitions>>,
+    book: Arc<Mutex<Book<Transitions>>>,
     check_on_link: bool,
 }
 
@@ -99,7 +101,7 @@ impl DsrBalancer {
         let rule = Transitions::of(&core, flows)?;
         rule.settings.write(0, &config.settings());
         let book = Book::new(&core, &config.book(), rule)?;
-        Ok(Self { core, book: Mutex::new(book), check_on_link: config.check_on_link })
+        Ok(Self { core, book: Arc::new(Mutex::new(book)), check_on_link: config.check_on_link })
     }
 
     /// Takes over the tables (services, backends, flows, settings, counters) that an earlier process pinned under this
@@ -114,7 +116,7 @@ impl DsrBalancer {
         core.adopt_flow_table("fragments")?;
         let rule = Transitions::of(&core, flows)?;
         let book = Book::adopt(&core, rule)?;
-        Ok(Self { core, book: Mutex::new(book), check_on_link: true })
+        Ok(Self { core, book: Arc::new(Mutex::new(book)), check_on_link: true })
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
@@ -283,6 +285,21 @@ impl DsrBalancer {
             })
         });
         list.collect()
+    }
+
+    /// The reader of changes of the ways to backends.
+    ///
+    /// # Errors
+    /// [`Error::EventsTaken`] while another reader of these events lives in this process.
+    pub fn events(&self) -> Result<Events<DsrEvent>> {
+        let book = Arc::clone(&self.book);
+        let decode = move |record: &[u8]| {
+            let event = bytemuck::try_pod_read_unaligned::<Event>(record).ok()?;
+            let book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            let member = book.member(event.backend as u16).filter(|(_, member)| member.identity == event.identity);
+            DsrEvent::decode(&event, member.map(|(service, member)| (*service, member.target.address)))
+        };
+        Events::open(self.name(), self.core.map("events"), Box::new(decode))
     }
 
     /// Flows that are recorded at the moment, those that are idle among them.

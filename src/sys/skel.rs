@@ -19,3 +19,8 @@ pub(crate) mod monitor {
 pub(crate) mod nat_balancer {
     include!(concat!(env!("OUT_DIR"), "/nat_balancer.skel.rs"));
 }
+
+/// `bpf/tunnel_decap.bpf.c`
+pub(crate) mod tunnel_decap {
+    include!(concat!(env!("OUT_DIR"), "/tunnel_decap.skel.rs"));
+}

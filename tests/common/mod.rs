@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 pub(crate) mod dsr;
+pub(crate) mod dsr_net;
 pub(crate) mod nat;
 pub(crate) mod traffic;
 
