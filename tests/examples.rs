@@ -199,6 +199,7 @@ fn run_time_failures_exit_with_1_and_name_the_interface() {
 fn help_lists_every_flag() {
     for (name, flag) in [
         ("firewall", "--deny-file FILE"),
+        ("nat_balancer", "--nat MODE"),
         ("fundamentals", "--action PROTO=ACTION"),
         ("nat_balancer", "--nat MODE"),
         ("dsr_l2_balancer", "--service SERVICE"),

@@ -36,18 +36,21 @@ static __always_inline struct nat_settings *nat_settings(void)
 	return bpf_map_lookup_elem(&nat, &zero);
 }
 
-/*
- * What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. Global, so that
- * the verifier of Linux 6.1 does not follow each answer for each way of each line. Weak: see parse.h.
- */
-__attribute__((noinline, weak)) __u64 nat_rank(__u64 value, __u64 now)
+/* What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. */
+static __always_inline __u64 nat_rank(__u64 value, __u64 now)
 {
 	if (value & NAT_VALUE_CONFIRMED)
 		return FLOW_KEEP;
 	return (((now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK) + 1) << 2;
 }
 
-FLOW_TABLE(flows, nat_rank)
+/* Global: see FLOW_TABLE_OF(). */
+__attribute__((noinline, weak)) __u64 nat_way_rank(__u64 word, __u64 now)
+{
+	return flow_rank_of(word, now, nat_rank);
+}
+
+FLOW_TABLE_OF(flows, nat_way_rank)
 
 static __always_inline __u64 nat_value(__u32 record, __u32 now)
 {

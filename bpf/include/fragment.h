@@ -73,14 +73,12 @@ static __always_inline __u64 fragment_time(void)
 	return bpf_ktime_get_coarse_ns() >> 24 & FRAGMENT_TIME_MASK;
 }
 
-/* The backend of a later fragment, 0 when its first one has not been seen. */
-static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
+/* What was remembered for a later fragment, the service in the upper 16 bits; 0 when its first one has not been seen. */
+static __always_inline __u32 fragment_recall(const struct packet *p, struct xdp_md *ctx, __u32 *hash)
 {
 	struct flow_table *table = fragments_open();
 	struct flow_entry entry;
-	struct backend *backend;
 	__u64 key, value;
-	__u32 number;
 
 	if (!table)
 		return 0;
@@ -90,9 +88,17 @@ static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md
 	value = flow_value(entry.word);
 	if (((fragment_time() - (value >> FRAGMENT_TIME_SHIFT)) & FRAGMENT_TIME_MASK) > FRAGMENT_LIFE)
 		return 0;
-	*service = value >> FRAGMENT_SERVICE_SHIFT & 0xffff;
 	*hash = key;
-	number = value & 0xffff;
+	return value;
+}
+
+/* The backend of a later fragment, 0 for none. */
+static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
+{
+	__u32 value = fragment_recall(p, ctx, hash), number = value & 0xffff;
+	struct backend *backend;
+
+	*service = value >> FRAGMENT_SERVICE_SHIFT;
 	backend = bpf_map_lookup_elem(&backends, &number);
 	/* Killed meanwhile, or the number is another service's by now. */
 	if (!backend || backend->service != *service || (backend->flags & (BACKEND_USED | BACKEND_KILLED)) != BACKEND_USED)

@@ -29,18 +29,16 @@ static __always_inline void nat_remember_fragment(struct xdp_md *ctx, __u32 reco
 /* What was remembered for a later fragment, 0 for nothing. */
 __attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
 {
-	__u32 low, high = 0, hash;
 	struct nat_settings *s = nat_settings();
 	struct nat_connection *r;
+	__u32 value, hash;
 	struct packet p;
-	__u32 value;
 
 	if (!s || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
 		return 0;
-	low = fragment_find(&p, ctx, &high, &hash);
-	if (!low)
+	value = fragment_recall(&p, ctx, &hash);
+	if (!value)
 		return 0;
-	value = high << 16 | low;
 	r = nat_record(s, value >> NAT_FRAGMENT_RECORD_SHIFT);
 	return r && NAT_FRAGMENT_GENERATION(NAT_ONCE(r->word)) == (value & 15 << 2) ? value : 0;
 }
