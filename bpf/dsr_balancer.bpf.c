@@ -162,6 +162,58 @@ static __always_inline __u32 no_way(const struct next_hop *hop)
 	return hop->state == NEXT_HOP_OFF_LINK ? REASON_OFF_LINK : REASON_NO_ROUTE;
 }
 
+/*
+ * A health check's probe: it goes to the backend that its source port names, whatever that one's weight, and leaves no
+ * trace but its reason. The way is looked up for it alone. A hop limit of 255 shows that a socket of this host has sent
+ * it (RFC 5082): what the host forwards, such as a client's packet to a port without a service, goes no further. Resets
+ * may have any: the host's stack sends some without a socket, and without them a backend that has missed the end of one
+ * probe would not take the next, from the same port. Global: probes are few. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vip)
+{
+	struct balancer_settings *now = balancer_settings();
+	struct next_hop_request request = {};
+	struct service *service = NULL;
+	struct next_hop hop = {};
+	struct backend *backend;
+	struct inner inner;
+	struct packet p;
+	__u32 number, hops, overhead = 0;
+	bool ipip;
+
+	if (!now || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.protocol != IPPROTO_TCP ||
+	    p.fragment != FRAGMENT_NONE || !p.transport_header)
+		return verdict(REASON_NOT_A_PROBE, XDP_DROP);
+	number = bpf_ntohs(p.tcp->source) - now->probe_base;
+	backend = bpf_map_lookup_elem(&backends, &number);
+	if (backend && (backend->flags & (BACKEND_USED | BACKEND_KILLED)) == BACKEND_USED)
+		service = service_record(backend->service);
+	hops = p.network == NETWORK_IPV4 ? p.ip4->ttl : p.ip6->hop_limit;
+	if (!service || !(service->flags & SERVICE_USED) || service->vip != vip ||
+	    (hops != 255 && (hops <= 1 || !(p.tcp->flags & TCP_RST))))
+		return verdict(REASON_NOT_A_PROBE, XDP_DROP);
+	ipip = service->flags & DSR_IPIP;
+	*(any_u64 *)&request.destination[0] = backend->address[0];
+	*(any_u64 *)&request.destination[2] = backend->address[1];
+	request.family = backend->family;
+	request.flags = ipip ? 0 : NEXT_HOP_ON_LINK;
+	next_hop_find(ctx, &request, &hop);
+	if (hop.state != NEXT_HOP_FOUND && hop.state != NEXT_HOP_UNRESOLVED)
+		return verdict(no_way(&hop), XDP_DROP);
+	inner_read(&p, &inner);
+	if (ipip)
+		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	if (hop.state == NEXT_HOP_FOUND && inner.length + overhead > hop.mtu)
+		return verdict(REASON_TOO_BIG, XDP_DROP);
+	if (p.network == NETWORK_IPV4)
+		ipv4_decrement_ttl(p.ip4);
+	else
+		p.ip6->hop_limit--;
+	if (ipip)
+		return forward_ipip(ctx, &inner, backend, &hop, index_hash(number) >> 32, REASON_PROBED);
+	return forward_l2(ctx, &p, number, &hop, REASON_PROBED);
+}
+
 /* To the backend that was chosen, with the headers that `p` has found. */
 static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p, const struct choice *c, __u64 bytes)
 {
@@ -229,6 +281,10 @@ int dsr_balancer(struct xdp_md *ctx)
 	}
 	if (v.reason != REASON_NONE)
 		return stage_end(ctx, all, bytes, v.reason, XDP_DROP);
+	if (ctx->ingress_ifindex == now->probe_interface) {
+		v.packed = forward_probe(ctx, vip);
+		return stage_end(ctx, all, bytes, v.reason, v.action);
+	}
 
 	if (p.fragment == FRAGMENT_NONE && p.transport_header &&
 	    (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP)) {

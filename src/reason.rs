@@ -184,6 +184,10 @@ reasons! {
     NoRoom = 78, "no_room";
     /// `DsrBalancer`: the backend is to be a neighbour, but the way there leads through a gateway.
     OffLink = 80, "off_link";
+    /// `DsrBalancer`: a health check's probe, to the backend that it is for.
+    Probed = 81, "probed";
+    /// `DsrBalancer`: for a virtual address, by the interface for probes, but no probe of a backend there; dropped.
+    NotAProbe = 82, "not_a_probe";
     /// `NatBalancer`: from a backend to its client.
     Answered = 90, "answered";
     /// `NatBalancer`: a TCP segment for a service that opens no connection and is of none; dropped.

@@ -81,6 +81,8 @@ enum xdpkit_reason {
 
 	/* DsrBalancer */
 	REASON_OFF_LINK = 80,
+	REASON_PROBED = 81,
+	REASON_NOT_A_PROBE = 82,
 
 	/* NatBalancer */
 	REASON_ANSWERED = 90,

@@ -138,6 +138,12 @@ impl Namespace {
         self.0.netlink.add_address(index, net).context(|| self.about(dev, &format!("add address {net}")))
     }
 
+    /// Removes an address from an interface, with its prefix route.
+    pub fn remove_address(&self, dev: &str, net: IpNet) -> Result<()> {
+        let index = self.ifindex(dev)?;
+        self.0.netlink.remove_address(index, net).context(|| self.about(dev, &format!("remove address {net}")))
+    }
+
     /// Adds a route through a gateway.
     pub fn add_route(&self, dst: IpNet, via: IpAddr) -> Result<()> {
         let added = self.0.netlink.add_route(dst, NextHop::Via(via));

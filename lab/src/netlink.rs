@@ -120,6 +120,15 @@ impl Netlink {
         self.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 
+    pub(crate) fn remove_address(&self, index: u32, net: IpNet) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(net.addr());
+        message.header.prefix_len = net.prefix_len();
+        message.header.index = index;
+        message.attributes = vec![AddressAttribute::Local(net.addr()), AddressAttribute::Address(net.addr())];
+        self.request(RouteNetlinkMessage::DelAddress(message), 0).map(drop)
+    }
+
     pub(crate) fn add_route(&self, dst: IpNet, hop: NextHop) -> io::Result<()> {
         let dst = dst.trunc();
         let mut route = RouteMessage::default();

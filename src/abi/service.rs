@@ -186,6 +186,8 @@ pub(crate) struct BalancerSettings {
     pub(crate) echo: u32,
     pub(crate) answers_per_tick: u32,
     pub(crate) next_identity: u64,
+    pub(crate) probe_interface: u32,
+    pub(crate) probe_base: u32,
 }
 assert_same_layout!(
     BalancerSettings,
@@ -195,5 +197,7 @@ assert_same_layout!(
     service_mask,
     echo,
     answers_per_tick,
-    next_identity
+    next_identity,
+    probe_interface,
+    probe_base
 );

@@ -4,6 +4,7 @@ mod config;
 mod entry;
 mod event;
 mod lookup;
+mod probe;
 mod transition;
 
 use std::{

@@ -35,7 +35,9 @@ pub struct HealthChange<K> {
 /// Checks of backends, each in a thread of its own, by keys of the caller's choice. Dropping it ends them all.
 ///
 /// A probe connects as any client would. Ask a NAT balancer's backend at its own address and port. Ask a backend of a
-/// DSR balancer for the *VIP*, or a host whose VIP is gone would look well: see `DsrBalancer` for the way there.
+/// DSR balancer for the *VIP*, or a host whose VIP is gone would look well:
+/// [`DsrBalancer::set_probe_interface`](crate::DsrBalancer::set_probe_interface) shows the way there. Probes leave with a
+/// TTL or hop limit of 255.
 ///
 /// The callback runs in the check's thread: changes of one key come in order, those of several at the same time.
 ///

@@ -32,6 +32,11 @@ fn connect(check: &HealthCheck) -> io::Result<TcpStream> {
     if let Some(mark) = check.mark {
         socket.set_mark(mark)?;
     }
+    // Proves to a DSR balancer on this host that nobody has forwarded it (RFC 5082).
+    match check.target.is_ipv4() {
+        true => socket.set_ttl_v4(255)?,
+        false => socket.set_unicast_hops_v6(255)?,
+    }
     // The connection ends with a reset: probes leave nothing in TIME_WAIT, and can use one source port for ever.
     socket.set_linger(Some(Duration::ZERO))?;
     if let Some(source) = check.source {

@@ -96,8 +96,13 @@ impl Balancer<'_> {
 
     /// Runs a frame that comes in by eth0; exactly one counter must have moved, by it.
     pub(crate) fn run(&self, frame: &[u8]) -> Outcome {
+        self.run_by(&self.eth0, frame)
+    }
+
+    /// The same by another interface.
+    pub(crate) fn run_by(&self, interface: &Interface, frame: &[u8]) -> Outcome {
         let before = self.balancer.stats().unwrap();
-        let request = TestRun::new(frame).ingress(&self.eth0, 0);
+        let request = TestRun::new(frame).ingress(interface, 0);
         let verdict = self.host.ns.run(|| self.balancer.run(&request)).unwrap();
         let counted = self.balancer.stats().unwrap().since(&before);
         let [line] = counted.reasons.as_slice() else { panic!("counted {:?}", counted.reasons) };

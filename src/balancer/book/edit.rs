@@ -157,7 +157,7 @@ impl<R: SlotRule> Book<R> {
         target: Target,
         weight: u32,
     ) -> Result<Option<u32>> {
-        let staying = self.entry(service)?.members.iter().find(|member| member.target == target && member.is_staying());
+        let staying = self.entry(service)?.staying(target);
         let before = staying.map(|member| member.share());
         let mut list = self.wanted(service)?;
         list.retain(|(other, _)| *other != target);
@@ -263,8 +263,7 @@ impl<R: SlotRule> Book<R> {
     }
 
     fn staying(&self, service: &ServiceAddr, target: Target) -> Option<&Member> {
-        let members = &self.entries.get(service)?.members;
-        members.iter().find(|member| member.target == target && member.is_staying())
+        self.entries.get(service)?.staying(target)
     }
 
     /// Adds a backend or gives it a weight; the table does not know yet.

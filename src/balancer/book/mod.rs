@@ -113,6 +113,9 @@ impl BookConfig {
             echo: self.echo as u32,
             answers_per_tick: self.answers_per_tick,
             next_identity: 1,
+            probe_interface: 0,
+            // Above the ports that Linux gives to connections, where all backends find room there.
+            probe_base: (65_535 - self.backends).min(61_000),
         }
     }
 }
@@ -189,6 +192,11 @@ impl Entry {
     /// The first of its slots, among all.
     pub(crate) fn first_slot(&self) -> u32 {
         self.record.first_line * SLOT_LINE_WORDS as u32
+    }
+
+    /// The backend there that is not leaving.
+    pub(crate) fn staying(&self, target: Target) -> Option<&Member> {
+        self.members.iter().find(|member| member.target == target && member.is_staying())
     }
 }
 
@@ -301,6 +309,11 @@ impl<R: SlotRule> Book<R> {
     pub(crate) fn word(&self, slot: u32) -> u32 {
         let line = SLOT_LINE_WORDS as u32;
         self.slots.range(slot / line, slot % line + 1)[(slot % line) as usize].load(Ordering::Acquire)
+    }
+
+    /// Health checks come in by this interface; 0: none do.
+    pub(crate) fn set_probe_interface(&self, index: u32) {
+        self.settings.set(0, std::mem::offset_of!(BalancerSettings, probe_interface), index);
     }
 
     /// Whether an ICMP echo is answered, and what else programs are told, may change at any time.
