@@ -262,6 +262,75 @@ fn a_reload_brings_the_new_file_into_force_and_a_wrong_one_changes_nothing() {
     assert_eq!(both.map(|to| answers(&lab, to)), [true; 2], "detached");
 }
 
+/// What `./x soak` runs for a time of your choice: whatever may happen to an appliance, in any order. Nothing denied passes,
+/// nothing allowed is lost, and every denied packet is counted once.
+#[test]
+fn soak_reloads_kills_and_upgrades_in_any_order_under_traffic() {
+    let seconds = std::env::var("XDPKIT_SOAK_SECONDS");
+    let seconds = seconds.map_or(times(4, 60, 2) as u64, |text| text.parse().expect("XDPKIT_SOAK_SECONDS: seconds"));
+    let lab = Pair::new().unwrap();
+    let place = Place::new("soak");
+    place.write(FILE);
+    let pins = BpfFs::new().unwrap();
+    let pin = pins.path().join("appliance");
+    let pin = ["--pin", pin.to_str().unwrap()];
+    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
+    appliance.expect("ready");
+    let traffic = Lockstep::start(&lab);
+    let mut random = fastrand::Rng::new();
+    println!("seed {}", random.get_seed());
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    let (mut reloads, mut restarts) = (0, 0);
+    while std::time::Instant::now() < end || reloads == 0 || restarts == 0 {
+        if random.u8(..4) > 0 {
+            let mut chain = vec!["'edge'"];
+            let (watched, limited) = (random.bool(), random.bool());
+            let mut more = String::new();
+            if watched {
+                chain.insert(random.usize(..2), "'watch'");
+                more += &format!("[monitor.watch]\nsettings.sample = {}\n", random.u8(..3));
+            }
+            if limited {
+                chain.insert(random.usize(..=chain.len()), "'limits'");
+                more +=
+                    &format!("[rate_limiter.limits]\nsettings.limits = {{ all = '{}000000/s' }}\n", random.u32(1..100));
+            }
+            let own: Vec<String> =
+                (0..random.usize(..50)).map(|_| format!("'198.51.{}.0/24'", random.u8(..))).collect();
+            let text = format!(
+                "[interface.eth0]\nchain = [{}]\n{more}[firewall.edge]\ndeny = ['10.0.0.66', 'fd00::66']\ncount = [{}]\n",
+                chain.join(", "),
+                own.join(", ")
+            );
+            let invalid = random.u8(..5) == 0;
+            place.write(&if invalid { text.replace("fd00::66", "fd00::66/129") } else { text.clone() });
+            assert_eq!(appliance.reload().is_err(), invalid, "{text}");
+            if invalid {
+                // So that the next start finds a right one.
+                place.write(&text);
+                appliance.reload().unwrap();
+            }
+            reloads += 1;
+        } else {
+            let old = if random.bool() {
+                Some(appliance)
+            } else {
+                appliance.kill();
+                None
+            };
+            appliance = Running::start(&lab.server, &place.file(), &pin);
+            assert_eq!(appliance.expect("ready")["adopted"], true);
+            drop(old);
+            restarts += 1;
+        }
+        assert!(traffic.is_running(), "after {reloads} reloads and {restarts} restarts");
+    }
+    let sent = traffic.stop();
+    println!("{reloads} reloads, {restarts} restarts, {sent:?}");
+    let stats = appliance.stop();
+    assert_eq!(stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap(), sent.denied, "{stats}");
+}
+
 #[test]
 fn top_shows_a_pinned_appliance_and_leaves_it_alone() {
     let lab = Pair::new().unwrap();
