@@ -342,16 +342,20 @@ int nat_balancer(struct xdp_md *ctx)
 		reason = REASON_TOO_BIG;
 		job->way.state = NEXT_HOP_UNKNOWN;
 	}
-	if (reason == REASON_UNRESOLVED)
-		return nat_done(ctx, job, reason, nat_resolve(ctx) ? XDP_PASS : XDP_DROP);
+	if (reason == REASON_UNRESOLVED) {
+		action = nat_resolve(ctx);
+		if (action)
+			return nat_done(ctx, job, reason, action);
+	}
 	if (kind == NAT_ERROR) {
 		if (!nat_translate_error(ctx, &job->way.to, nat_keeps_source(&p, r, backend, from_backend)))
 			return XDP_ABORTED;
-		reason = REASON_ERROR_FORWARDED;
+		if (reason != REASON_UNRESOLVED)
+			reason = REASON_ERROR_FORWARDED;
 	} else {
 		translate(&p, &job->way.to);
 	}
-	/* The host's stack fragments it. */
+	/* The host's stack sends it, fragments it, or finds out the neighbour's address on the way. */
 	if (job->way.state != NEXT_HOP_FOUND)
 		return nat_done(ctx, job, reason, XDP_PASS);
 	__builtin_memcpy(p.eth, job->way.macs, sizeof(job->way.macs));

@@ -78,6 +78,8 @@ struct nat_job {
 	/* What outlives the packet. */
 	__u32 tick;  /* jiffies of the count below */
 	__u32 asked; /* ways to clients that were asked for again */
+	__be64 unresolved[2]; /* where the last packet was to go that had no known neighbour */
+	__u64 unresolved_at;  /* and when, in jiffies */
 };
 
 PER_CPU_ARRAY(nat_jobs, struct nat_job);

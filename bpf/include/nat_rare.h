@@ -104,18 +104,50 @@ __attribute__((noinline, weak)) __u64 nat_too_big(struct xdp_md *ctx, __u32 mtu,
 	return outcome.packed;
 }
 
+/* Whether the host has no way to the packet's new source: its own address, or one that it knows nothing of. */
+__attribute__((noinline, weak)) int nat_source_is_own(struct xdp_md *ctx)
+{
+	struct next_hop_request request = {};
+	struct nat_job *job = nat_job();
+	struct next_hop hop = {};
+
+	if (!job)
+		return false;
+	*(any_u64 *)&request.destination[0] = job->way.to.source[0];
+	*(any_u64 *)&request.destination[2] = job->way.to.source[1];
+	request.family = job->packet.ipv6 ? NETWORK_IPV6 : NETWORK_IPV4;
+	return next_hop_find(ctx, &request, &hop) == NEXT_HOP_NO_ROUTE;
+}
+
+/* Less than it takes a neighbour to answer, in jiffies. */
+#define NAT_RESOLVE_TIME 4
+
 /*
- * The way on leads through a neighbour whose MAC is not known. With its new source the stack would not forward the packet
- * where that is the host's own address: as a request, it keeps the old one.
+ * The way on leads through a neighbour whose MAC is not known. The host's stack finds it out and forwards the packet, for
+ * which this answers 0; but not where the packet's new source is the host's own address, which it takes for forged. So
+ * where that may be, and the neighbour is still not known a moment later, a packet becomes a request with its old source:
+ * XDP_PASS, or XDP_DROP where it has no room.
  */
 __attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
 {
 	struct nat_job *job = nat_job();
+	__u64 now = bpf_jiffies64();
 	struct packet p;
+	bool again;
 
-	if (!job || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
-		return false;
-	return become_request(&p, job->way.to.destination);
+	if (!job)
+		return 0;
+	again = job->unresolved[0] == job->way.to.destination[0] && job->unresolved[1] == job->way.to.destination[1];
+	if (!again) {
+		job->unresolved[0] = job->way.to.destination[0];
+		job->unresolved[1] = job->way.to.destination[1];
+		job->unresolved_at = now;
+	}
+	if (!again || now - job->unresolved_at < NAT_RESOLVE_TIME || !nat_source_is_own(ctx))
+		return 0;
+	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+		return XDP_DROP;
+	return become_request(&p, job->way.to.destination) ? XDP_PASS : XDP_DROP;
 }
 
 #endif
