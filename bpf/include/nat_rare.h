@@ -130,14 +130,17 @@ __attribute__((noinline, weak)) int nat_source_is_own(struct xdp_md *ctx)
  */
 __attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
 {
+	struct nat_settings *s = nat_settings();
 	struct nat_job *job = nat_job();
 	__u64 now = bpf_jiffies64();
 	struct packet p;
 	bool again;
 
-	if (!job)
+	if (!job || !s)
 		return 0;
-	again = job->unresolved[0] == job->way.to.destination[0] && job->unresolved[1] == job->way.to.destination[1];
+	/* The same within the time in which clients repeat what got no answer. */
+	again = job->unresolved[0] == job->way.to.destination[0] &&
+		job->unresolved[1] == job->way.to.destination[1] && now - job->unresolved_at < 8 * s->second;
 	if (!again) {
 		job->unresolved[0] = job->way.to.destination[0];
 		job->unresolved[1] = job->way.to.destination[1];
