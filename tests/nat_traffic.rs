@@ -174,6 +174,9 @@ fn l4_path_mtu_discovery_works_with_narrow_hops_before_behind_and_at_the_balance
                 let _echo = TcpEcho::start(&chain.backend, (backend, 8080).into()).unwrap();
                 let with = NatService::new([SocketAddr::new(backend, 8080)]).mode(mode);
                 balancer.insert(ServiceAddr::tcp(vip, 80), &with).unwrap();
+                // Until the neighbours are known, packets go by the host's stack, which tells clients by itself.
+                let first = tcp_echo(&chain.client, (vip, 80).into(), b"first", Duration::from_secs(60));
+                assert_eq!(first.unwrap(), b"first");
                 let payload = bytes(common::times(500_000, 10_000_000, 100_000));
                 let back = tcp_echo(&chain.client, (vip, 80).into(), &payload, Duration::from_secs(60));
                 let stats = balancer.stats().unwrap();
