@@ -109,33 +109,33 @@ pub(crate) fn read(path: &Path) -> Result<Plan, ConfigError> {
     let text = fs::read_to_string(path).map_err(|error| ConfigError(format!("{}: {error}", path.display())))?;
     let file = parse(path, &text)?;
     let mut functions = BTreeMap::new();
-    let mut add = |key: &str, name: &str, plan: FunctionPlan| {
+    let mut add = |name: &str, plan: FunctionPlan| {
         let kind = plan.kind();
         match functions.insert(name.to_owned(), plan) {
             None => Ok(()),
             Some(other) => {
                 let problem =
                     format!("`{name}`: expected a name that no other function has, but a {} has it", other.kind());
-                Err(ConfigError::new(path, &format!("{kind}.{key}"), problem))
+                Err(ConfigError::new(path, &format!("{kind}.{name}"), problem))
             }
         }
     };
     for (name, table) in file.monitor {
         let settings = table.settings;
         check_name(path, "monitor", &name, &settings.name, &MonitorConfig::default().name)?;
-        add(&name, &name, FunctionPlan::Monitor(settings.name(&name)))?;
+        add(&name, FunctionPlan::Monitor(settings.name(&name)))?;
     }
     for (name, table) in file.firewall {
-        add(&name, &name, FunctionPlan::Firewall(table.plan(path, &name)?.into()))?;
+        add(&name, FunctionPlan::Firewall(table.plan(path, &name)?.into()))?;
     }
     for (name, table) in file.rate_limiter {
-        add(&name, &name, FunctionPlan::RateLimiter(table.plan(path, &name)?.into()))?;
+        add(&name, FunctionPlan::RateLimiter(table.plan(path, &name)?.into()))?;
     }
     for (name, table) in file.dsr_balancer {
-        add(&name, &name, FunctionPlan::DsrBalancer(table.plan(path, &name)?.into()))?;
+        add(&name, FunctionPlan::DsrBalancer(table.plan(path, &name)?.into()))?;
     }
     for (name, table) in file.nat_balancer {
-        add(&name, &name, FunctionPlan::NatBalancer(table.plan(path, &name)?.into()))?;
+        add(&name, FunctionPlan::NatBalancer(table.plan(path, &name)?.into()))?;
     }
     let mut interfaces = BTreeMap::new();
     if file.interface.is_empty() {

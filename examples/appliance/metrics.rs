@@ -94,14 +94,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
                     service_flows.add(of(), service.stats.new_flows);
                     transition.add(of(), service.slots_in_transition.into());
                     for backend in balancer.backends(service.address)? {
-                        // Two hosts may have had one address, one after the other.
-                        let identity = backend.identity.to_string();
-                        let of = || {
-                            let mut labels = of();
-                            labels.push(("backend", backend.address.to_string()));
-                            labels.push(("identity", identity.clone()));
-                            labels
-                        };
+                        let of = || with_backend(of(), backend.address, backend.identity);
                         backend_packets.add(of(), backend.stats.forwarded.packets);
                         backend_bytes.add(of(), backend.stats.forwarded.bytes);
                         backend_flows.add(of(), backend.stats.new_flows);
@@ -123,13 +116,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
                     service_bytes.add(of(), stats.forwarded.bytes);
                     service_flows.add(of(), stats.opened);
                     for backend in balancer.backends(&service)? {
-                        let identity = backend.identity.to_string();
-                        let of = || {
-                            let mut labels = of();
-                            labels.push(("backend", backend.address.to_string()));
-                            labels.push(("identity", identity.clone()));
-                            labels
-                        };
+                        let of = || with_backend(of(), backend.address, backend.identity);
                         backend_packets.add(of(), backend.stats.forwarded.packets);
                         backend_bytes.add(of(), backend.stats.forwarded.bytes);
                         backend_flows.add(of(), backend.stats.opened);
@@ -181,6 +168,17 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         backend_weight,
         attached,
     ])
+}
+
+/// The labels of a service's backend. Two hosts may have had one address, one after the other: the identity tells them apart.
+fn with_backend(
+    mut labels: Vec<(&'static str, String)>,
+    address: impl fmt::Display,
+    identity: u32,
+) -> Vec<(&'static str, String)> {
+    labels.push(("backend", address.to_string()));
+    labels.push(("identity", identity.to_string()));
+    labels
 }
 
 /// Reads the counters anew for each scrape.
