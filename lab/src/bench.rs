@@ -24,6 +24,7 @@ mod kernel;
 mod layout;
 mod lpm;
 mod rate;
+mod yardstick;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -39,6 +40,7 @@ use kernel::{Programs, Run};
 use layout::Layout;
 pub use lpm::{LpmProbe, Route};
 pub use rate::LruLimiter;
+pub use yardstick::Yardstick;
 
 use crate::device::veth;
 use crate::error::{Context, Error, Result};
