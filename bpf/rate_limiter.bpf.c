@@ -458,23 +458,27 @@ int rate_limiter(struct xdp_md *ctx)
 			goto out;
 		}
 	}
-	q.features = features_of(&p, &q.port);
 	reason = REASON_NO_LIMIT;
-	if (!policy->scopes)
-		goto out;
-	if (policy->scopes == 1 && policy->meters <= 1U << RATE_BYTES && policy->meters != 3) {
-		if (!in_scope(&policy->scope[0], q.features, q.port))
-			goto out;
-		verdict.meter = policy->meters >> 1;
+	if (policy->single) {
+		verdict.meter = (policy->single - 1) & 1;
+		q.features = RATE_IS_IP;
+		q.port = 0;
+		if (policy->scope[0].needs != RATE_IS_IP) {
+			q.features = features_of(&p, &q.port);
+			if (!in_scope(&policy->scope[0], q.features, q.port))
+				goto out;
+		}
 		index = limit_index(q.bank, q.class, 0, verdict.meter);
-		limit = bpf_map_lookup_elem(&limits, &index);
+		limit = q.class ? bpf_map_lookup_elem(&limits, &index) : &policy->only;
 		if (!limit || limit->clock == RATE_NO_LIMIT)
 			goto out;
-		verdict.matched = 1;
 		verdict.outcome = charge_one(&q, policy, all, limit, index, verdict.meter);
 		if (verdict.outcome != RATE_NO_PLACE)
 			count_scope(counters, q.class, 0, q.bytes, verdict.outcome == RATE_ADMITTED);
 	} else {
+		if (!policy->scopes)
+			goto out;
+		q.features = features_of(&p, &q.port);
 		verdict.packed = charge_all(&q, policy, counters);
 		if (!verdict.matched)
 			goto out;

@@ -96,6 +96,10 @@ struct rate_policy {
 	__u64 tick; /* ns */
 	__u32 tier_bank; /* the records of the tiers in force: 0 or 1 */
 	__u32 ban_factor; /* only for Rust */
+	/* What most packets need is in the same place: */
+	__u32 single; /* 1 + the meter of the only limit that a class has, in the first scope; 0: there are more, or none */
+	__u32 reserved;
+	struct rate_limit only; /* that of sources without a tier */
 };
 
 enum rate_full {

@@ -90,6 +90,9 @@ pub(crate) struct Policy {
     pub(crate) tick: u64,
     pub(crate) tier_bank: u32,
     pub(crate) ban_factor: u32,
+    pub(crate) single: u32,
+    pub(crate) reserved: u32,
+    pub(crate) only: Limit,
 }
 assert_same_layout!(
     Policy,
@@ -111,7 +114,10 @@ assert_same_layout!(
     ban,
     tick,
     tier_bank,
-    ban_factor
+    ban_factor,
+    single,
+    reserved,
+    only
 );
 
 pub(crate) const FULL_DROP: u32 = 0;

@@ -84,6 +84,11 @@ impl Plan {
                 }
             }
         }
+        self.policy.single = match (self.policy.scopes, self.policy.meters) {
+            (1, meters @ (1 | 2)) => meters,
+            _ => 0,
+        };
+        self.policy.only = limits[self.policy.single.saturating_sub(1) as usize];
         limits[LIMIT_SHARED] = self.share.encode(Meter::Packets, tick)?;
         if self.events > 0 {
             limits[LIMIT_EVENTS] = Rate::per_second(self.events.into()).encode(Meter::Packets, 1 << 62)?;
