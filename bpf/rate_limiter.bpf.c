@@ -473,8 +473,12 @@ int rate_limiter(struct xdp_md *ctx)
 		if (!limit || limit->clock == RATE_NO_LIMIT)
 			goto out;
 		verdict.outcome = charge_one(&q, policy, all, limit, index, verdict.meter);
+		if (verdict.outcome == RATE_ADMITTED) {
+			count_scope(counters, q.class, 0, q.bytes, true);
+			return stage_end(ctx, counters, q.bytes, REASON_WITHIN_LIMIT, XDP_PASS);
+		}
 		if (verdict.outcome != RATE_NO_PLACE)
-			count_scope(counters, q.class, 0, q.bytes, verdict.outcome == RATE_ADMITTED);
+			count_scope(counters, q.class, 0, q.bytes, false);
 	} else {
 		if (!policy->scopes)
 			goto out;
