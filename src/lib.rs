@@ -3,7 +3,6 @@
 
 mod abi;
 mod attach;
-#[allow(dead_code, reason = "the NAT balancer uses the rest")]
 mod balancer;
 mod dsr_balancer;
 mod error;
