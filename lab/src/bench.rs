@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod checksum;
 mod cost;
 mod flow_table;
 mod flows;
@@ -33,6 +34,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+pub use checksum::{ChecksumAnswer, ChecksumCase, ChecksumProbe};
 pub use cost::{Cost, Table};
 pub use flow_table::{FlowAnswer, FlowOperation, FlowProbe, FlowRank, FlowStress};
 pub use flows::{Random, random_v4, random_v6};
