@@ -2,11 +2,7 @@
 
 mod common;
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use common::{
     dsr_net::{Net, Way},
@@ -155,49 +151,6 @@ fn l24_the_preflight_check_finds_what_a_backend_lacks() {
     let found = texts(&net.client);
     let missing = found.iter().filter(|text| text.contains("is none of its addresses")).count();
     assert_eq!(missing, 2, "{found:?}");
-}
-
-#[test]
-fn connections_outlive_fifty_changes_of_the_list() {
-    let net = Net::new(Way::L2, 4, &config().idle(Duration::from_secs(60)));
-    let connections = times(200, 1000, 20);
-    let service = net.serve(80, false, &[(0, 1), (1, 1)]);
-    let address = SocketAddr::new(Net::vip(false), 80);
-    let _echoes: Vec<_> = net.backends.iter().map(|ns| TcpEcho::start(ns, address).unwrap()).collect();
-    let mut streams: Vec<TcpStream> = net.client.run(|| {
-        let open = |_| {
-            let stream = TcpStream::connect(address).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            stream.set_nodelay(true).unwrap();
-            stream
-        };
-        (0..connections).map(open).collect()
-    });
-    let mut random = fastrand::Rng::with_seed(9);
-    let say = |streams: &mut Vec<TcpStream>, round: u32| {
-        for (number, stream) in streams.iter_mut().enumerate() {
-            let word = [round.to_be_bytes(), (number as u32).to_be_bytes()].concat();
-            let mut back = [0; 8];
-            let said = stream.write_all(&word).and_then(|()| stream.read_exact(&mut back));
-            assert!(said.is_ok() && back[..] == word, "connection {number} in round {round}: {said:?}");
-        }
-    };
-    for round in 0..times(50, 50, 5) as u32 {
-        let number = random.usize(..4);
-        let backend = net.backend(number, false);
-        net.balancer_ns.run(|| match random.u8(..3) {
-            0 => drop(net.balancer.set_backend(service, backend, random.u32(1..5)).unwrap()),
-            1 => drop(net.balancer.drain(service, backend)),
-            _ => net.balancer.set_backends(service, (0..4).map(|n| (net.backend(n, false), 1 + n as u32))).unwrap(),
-        });
-        // A few new ones join at each turn; all of them speak.
-        streams.extend(net.client.run(|| {
-            (0..4).filter_map(|_| TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()).collect::<Vec<_>>()
-        }));
-        say(&mut streams, round);
-    }
-    let entry = net.balancer.service(service).unwrap();
-    assert!(entry.recorded > 0 && entry.slots_in_transition > 0 && entry.unrecorded == 0, "{entry:?}");
 }
 
 /// The kernel's own end of a tunnel, by `ip link add`, where this kernel has such devices.

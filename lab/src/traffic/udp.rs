@@ -1,8 +1,7 @@
 //! UDP: an echo server and its client.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,7 +10,6 @@ use std::time::Duration;
 use super::{Deadline, is_timeout};
 use crate::error::{Context, Result};
 use crate::namespace::Namespace;
-use crate::sys;
 
 /// A UDP server that sends back what it receives; it stops when dropped.
 ///
@@ -67,7 +65,12 @@ impl Shared {
 impl UdpEcho {
     /// Listens on `addr` inside the namespace; port 0 lets the kernel choose.
     pub fn start(ns: &Namespace, addr: SocketAddr) -> Result<Self> {
-        let socket = ns.run(|| UdpSocket::bind(addr));
+        let socket = ns.run(|| {
+            let socket = UdpSocket::bind(addr)?;
+            // So that its end is noticed. (Shut down, it would receive from no address, which std panics about.)
+            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+            io::Result::Ok(socket)
+        });
         let socket = socket.context(|| format!("namespace {}: listen on UDP {addr}", ns.name()))?;
         let address = socket.local_addr().context(|| format!("read the address of {addr}"))?;
         let shared = Arc::new(Shared { socket, stopping: AtomicBool::new(false), state: Mutex::default() });
@@ -97,7 +100,6 @@ impl UdpEcho {
 impl Drop for UdpEcho {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        sys::socket::shutdown(self.shared.socket.as_fd(), Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
