@@ -8,6 +8,7 @@
 //! ```
 //!
 //! ```sh
+//! cargo run --example dsr_backend -- --lab
 //! cargo run --example dsr_backend -- --interface eth0 --vip 192.168.178.100 --vip 2001:db8:b::100
 //! ```
 
@@ -15,13 +16,14 @@ mod common;
 
 use std::{net::IpAddr, process::ExitCode, thread, time::Duration};
 
-use common::{Output, Session, Usage, dsr};
+use common::{
+    Output, Session, Usage,
+    dsr::{self, Tutorial},
+    lab::Scenario,
+};
 use serde_json::json;
 use xdpkit::{Interface, TunnelDecap, TunnelDecapConfig, preflight};
-use xdpkit_lab::{
-    Namespace,
-    topology::{Pair, add_silent_vip},
-};
+use xdpkit_lab::Namespace;
 
 const ABOUT: &str = "Takes packets for virtual addresses out of their tunnels, and checks the host's settings.";
 const OWN_FLAGS: &str = "  --vip ADDR             a virtual address; may be repeated\n";
@@ -39,19 +41,16 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     };
     let flags = common::parse(ABOUT, own, OWN_FLAGS)?;
     let output = Output { json: flags.json };
-    // In the laboratory, half of what a backend needs is there: the rest shows as warnings.
-    let lab = flags.lab.then(Pair::new).transpose()?;
-    if let Some(lab) = &lab {
-        if vips.is_empty() {
-            vips.extend([IpAddr::from(dsr::VIP4), dsr::VIP6.into()]);
-        }
-        add_silent_vip(&lab.server, vips[0])?;
+    let lab = flags.lab.then(Tutorial::of_one_backend).transpose()?;
+    if lab.is_some() {
+        let tutorial = [IpAddr::from(dsr::VIP4), dsr::VIP6.into()];
+        vips.extend(tutorial.into_iter().filter(|vip| !vips.contains(vip)).collect::<Vec<_>>());
     }
     if vips.is_empty() {
         return Err(Usage::new("--vip", "", "an IPv4 or IPv6 address").into());
     }
     let decap = TunnelDecap::load(&vips.iter().fold(TunnelDecapConfig::default(), |config, vip| config.vip(*vip)))?;
-    let place = lab.as_ref().map(|lab| &lab.server);
+    let place = lab.as_ref().map(Tutorial::backend);
     let names = if lab.is_some() { vec!["eth0".to_owned()] } else { flags.interfaces.clone() };
     for name in &names {
         for finding in check(place, name, &vips)? {
@@ -62,14 +61,13 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let session = Session::start(&flags, &decap, place)?;
-    if lab.is_some() {
-        session.stop().store(true, std::sync::atomic::Ordering::Relaxed);
-    }
+    let scenario = lab.map(|lab| lab.play(session.stop(), output));
     let tick = |_| {
         thread::sleep(Duration::from_millis(50));
         Ok(false)
     };
-    session.run(tick, || Ok(json!({"vips": vips.iter().map(ToString::to_string).collect::<Vec<_>>()})))
+    session.run(tick, || Ok(json!({"vips": vips.iter().map(ToString::to_string).collect::<Vec<_>>()})))?;
+    scenario.map_or(Ok(()), Scenario::finish)
 }
 
 /// What the host lacks: severity, object and text of each finding.

@@ -332,11 +332,30 @@ fn both_dsr_tutorials_fetch_pages_from_two_backends() {
 }
 
 #[test]
-fn a_dsr_backend_warns_of_what_its_host_lacks() {
-    let output = run("dsr_backend", &["--lab", "--json"]);
-    assert_eq!(output.status.code(), Some(0));
-    let objects = objects(&output.stdout);
-    let warnings: Vec<_> = objects.iter().filter(|object| object["event"] == "warning").collect();
+fn a_dsr_backend_answers_from_tunnels_and_warns_of_what_its_host_lacks() {
+    let output = run("dsr_backend", &["--lab", "--json", "--vip", "192.0.2.77"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let objects = self::objects(&output.stdout);
+    let of = |event: &str| objects.iter().filter(|object| object["event"] == event).collect::<Vec<_>>();
+    let warnings = of("warning");
     assert_eq!(warnings.len(), 1, "{objects:?}");
-    assert!(warnings[0]["text"].as_str().unwrap().contains("2001:db8:b::100 is none of its addresses"));
+    assert!(warnings[0]["text"].as_str().unwrap().contains("192.0.2.77 is none of its addresses"));
+    assert_eq!((of("ready").len(), of("lab").len()), (1, 16));
+    for (page, client) in [(of("lab")[0], "10.0.0.20"), (of("lab")[15], "2001:db8:a::20")] {
+        assert_eq!(page["page"], format!("backend0 to {client}"));
+    }
+    let stats = of("stats")[0];
+    assert!(stats["reasons"]["decapsulated"].as_u64().unwrap() > 60, "{stats}");
+    assert_eq!(stats["vips"].as_array().unwrap().len(), 3);
+    assert_eq!(objects.last().unwrap()["event"], "stopped");
+
+    // A host as it comes, outside of the laboratory.
+    let pair = Pair::new().unwrap();
+    let mut bare = pair.server.command(example("dsr_backend"));
+    let output = bare.args(["--interface", "eth0", "--vip", "192.0.2.1", "--duration", "0.2"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for lacking in ["192.0.2.1 is none of its addresses", "arp_ignore is 0", "arp_announce is below 2"] {
+        assert!(text.contains(lacking), "{text}");
+    }
 }

@@ -144,7 +144,7 @@ fn statistics(balancer: &DsrBalancer) -> xdpkit::Result<serde_json::Value> {
     Ok(json!({"services": services}))
 }
 
-/// A tutorial's network: a client behind a gateway, a balancer, two backends with web servers.
+/// A tutorial's network: a client behind a gateway, a balancer, backends with web servers.
 pub(crate) struct Tutorial {
     forwarding: Forwarding,
     client: Namespace,
@@ -196,7 +196,36 @@ impl Tutorial {
         Ok(Self { forwarding, client, client_addr, balancer, backends, backend_addrs, _decaps: decaps, _keep: keep })
     }
 
-    /// Port 80 of both virtual addresses, on both backends.
+    /// The IP-in-IP tutorial with a balancer at work and one backend, which takes no tunnels apart yet.
+    pub(crate) fn of_one_backend() -> Result<Self, Box<dyn Error>> {
+        let t = DsrIpip::new(1, VIP4, VIP6)?;
+        let mut tutorial = Self {
+            forwarding: Forwarding::IpIp,
+            client: t.client.clone(),
+            client_addr: t.client_addr,
+            balancer: t.balancer.clone(),
+            backends: t.backends.clone(),
+            backend_addrs: t.backend_addrs.clone(),
+            _decaps: Vec::new(),
+            _keep: Box::new(()),
+        };
+        let balancer = DsrBalancer::load(&DsrConfig::default())?;
+        let attachment = tutorial.balancer.run(|| {
+            for (service, backends) in tutorial.services() {
+                balancer.insert_service(service, DsrService::ipip(), backends)?;
+            }
+            balancer.attach(&AttachOptions::new("eth0"))
+        })?;
+        tutorial._keep = Box::new((t, balancer, attachment));
+        Ok(tutorial)
+    }
+
+    /// The first backend's host.
+    pub(crate) fn backend(&self) -> &Namespace {
+        &self.backends[0]
+    }
+
+    /// Port 80 of both virtual addresses, on all backends.
     pub(crate) fn services(&self) -> Vec<Wanted> {
         let of = |family: usize, vip: IpAddr| {
             let backends = self.backend_addrs.iter().map(|addresses| (addresses.both()[family], 1)).collect();
@@ -224,7 +253,7 @@ impl Tutorial {
         Ok(pages)
     }
 
-    /// Whether the pages are as they should be: from both backends, which saw the client's own address.
+    /// Whether the pages are as they should be: from all backends, which saw the client's own address.
     pub(crate) fn judge(&self, pages: &[Page]) -> Result<(), String> {
         for (vip, client) in [IpAddr::from(VIP4), VIP6.into()].into_iter().zip(self.client_addr.both()) {
             let of_vip: Vec<_> = pages.iter().filter(|page| page.vip == vip).collect();
@@ -243,7 +272,7 @@ impl Tutorial {
         Ok(())
     }
 
-    fn play(self, stop: Arc<AtomicBool>, output: Output) -> Scenario {
+    pub(crate) fn play(self, stop: Arc<AtomicBool>, output: Output) -> Scenario {
         Scenario::start(stop, move || {
             let pages = self.fetch().map_err(|error| format!("{:?}: {error}", self.forwarding))?;
             for page in &pages {
