@@ -123,6 +123,20 @@ impl Balancer<'_> {
     }
 }
 
+/// What the packet tests use, unless they say otherwise.
+pub(crate) fn config() -> DsrConfig {
+    DsrConfig::default()
+        .services(8)
+        .table_size(4099)
+        .flows(4096)
+        .outer_v4("10.200.0.0/16".parse().unwrap())
+        .outer_v6("2001:db8:200::/64".parse().unwrap())
+}
+
+pub(crate) fn neighbours(family6: bool, numbers: &[u8]) -> Vec<IpAddr> {
+    numbers.iter().map(|number| if family6 { neighbour6(*number) } else { neighbour4(*number) }).collect()
+}
+
 /// A client's frame as it comes from the gateway.
 pub(crate) fn arriving(host: &Host, frame: Frame) -> Frame {
     frame.macs(mac(GATEWAY), host.mac)
