@@ -284,7 +284,7 @@ fn l17_every_slot_has_a_backend_while_the_table_changes() {
 #[test]
 fn a_flood_of_syns_ends_no_established_flow() {
     let host = Host::new();
-    let flows = 4096;
+    let flows = times(4096, 4096, 1024) as u32;
     let s = Service::new(&host, &config().flows(flows), false, "tcp", "80", &[11]);
     let established = times(500, 1000, 50) as u32;
     s.set(&[12]);
