@@ -38,7 +38,7 @@ impl<'n> Held<'n> {
     fn new(net: &'n Net, family6: bool, connections: usize) -> Self {
         let address = SocketAddr::new(Net::vip(family6), 80);
         let echoes = net.backends.iter().map(|ns| TcpEcho::start(ns, address).unwrap()).collect();
-        let mut held = Self { net, address, streams: Vec::new(), echoes: echoes };
+        let mut held = Self { net, address, streams: Vec::new(), echoes };
         assert_eq!(held.open(connections), connections);
         held
     }
