@@ -12,7 +12,7 @@ use std::{
 
 use xdpkit::{Engine, Firewall, FirewallConfig, Rule, Selector, Stage as _, ipnet::IpNet};
 use xdpkit_lab::{
-    bench::{Harness, Random, Table},
+    bench::{Harness, Random, Table, VerdictProbe, random_v4},
     frame::Frame,
     prefixes::{Prefixes, inside, near},
     usage::Memory,
@@ -28,6 +28,10 @@ fn main() -> Result<()> {
     let mut criterion = common::criterion();
     let mut table = Table::default();
     let mut report = String::new();
+    let group = "firewall/control";
+    if !is_filtered_out(group) {
+        table.extend(group, control(&mut criterion, group)?);
+    }
     let prefixes = Prefixes::read()?;
     let families: [(&str, Vec<IpNet>); 2] = [
         ("ipv4", prefixes.v4.iter().copied().map(Into::into).collect()),
@@ -47,12 +51,11 @@ fn main() -> Result<()> {
             }
         }
     }
-    let all: Vec<IpNet> = prefixes.all().collect();
     for engine in [Engine::Trie, Engine::Compiled] {
-        for rules in [1_000, 100_000, all.len()] {
+        for rules in [10, 100, 1_000, 10_000, 100_000, prefixes.v4.len() + prefixes.v6.len()] {
             let group = format!("firewall/lists/{rules}/{engine:?}").to_lowercase();
             if !is_filtered_out(&group) {
-                report.push_str(&format!("{group}: {}\n", lists(&all[all.len() - rules..], engine)?));
+                report.push_str(&format!("{group}: {}\n", lists(&part(&prefixes, rules), engine)?));
             }
         }
     }
@@ -67,6 +70,14 @@ fn main() -> Result<()> {
 fn load(nets: &[IpNet], engine: Engine, counters: bool) -> Result<Firewall> {
     let config = FirewallConfig::default().capacity(nets.len() as u32 + 1000).engine(engine).rule_counters(counters);
     Ok(Firewall::load(&config)?)
+}
+
+/// So many prefixes, as much of either family as the whole table has.
+fn part(prefixes: &Prefixes, rules: usize) -> Vec<IpNet> {
+    let Prefixes { v4, v6, .. } = prefixes;
+    let v4_most = rules * v4.len() / (v4.len() + v6.len());
+    let v4 = v4[..v4_most].iter().copied().map(IpNet::from);
+    v4.chain(v6[..rules - v4_most].iter().copied().map(IpNet::from)).collect()
 }
 
 /// A list of networks to block.
@@ -112,6 +123,27 @@ fn packets(
         let harness = Harness::new(&template, &flows)?;
         let programs = [(row, firewall.program_fd())];
         costs.rows.extend(common::measure(criterion, group, &harness, &programs, 100).rows);
+    }
+    Ok(costs)
+}
+
+/// What a filter that does nothing but follow words through memory pays for verdicts that cannot be foreseen: the least
+/// that any filter does.
+fn control(criterion: &mut criterion::Criterion, group: &str) -> Result<Table> {
+    let flows = random_v4(SOURCES);
+    let template = Frame::udp(flows[0], "198.51.100.1:53".parse()?).payload(&[0; 18]).build();
+    let harness = Harness::new(&template, &flows)?;
+    let mut costs = Table::default();
+    for (row, lines, loads) in
+        [("256k", 1 << 12, 1), ("8M", 1 << 17, 1), ("8M-8M", 1 << 17, 2), ("8M-8M-8M", 1 << 17, 3)]
+    {
+        let probe = VerdictProbe::load(lines, loads)?;
+        let programs = [("no-branch", probe.never_branches()), ("branch", probe.ends_as_a_stage())];
+        for verdicts in ["one", "mixed"] {
+            probe.set_verdicts(verdicts == "mixed");
+            let row = format!("{row}/{verdicts}");
+            costs.extend(&row, common::measure(criterion, &format!("{group}/{row}"), &harness, &programs, 100));
+        }
     }
     Ok(costs)
 }

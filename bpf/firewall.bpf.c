@@ -127,12 +127,13 @@ __attribute__((noinline, weak)) int add_uncounted(__u32 cpu, __u32 first)
 
 static __always_inline void count_rule(const struct firewall_settings *now, __u32 rule, __u64 bytes)
 {
-	__u32 cpu = bpf_get_smp_processor_id(), index, used;
 	struct firewall_uncounted *log;
 	struct xdpkit_count *count;
+	__u32 cpu, index, used;
 
 	if (!now->counters)
 		return;
+	cpu = bpf_get_smp_processor_id();
 	if (now->counters_shared) {
 		index = (cpu & now->counters_mask) * now->counters + rule;
 		count = bpf_map_lookup_elem(&rule_counts, &index);

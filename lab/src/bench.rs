@@ -25,6 +25,7 @@ mod kernel;
 mod layout;
 mod lpm;
 mod rate;
+mod verdict;
 mod yardstick;
 
 use std::cell::{Cell, RefCell};
@@ -42,6 +43,7 @@ use kernel::{Programs, Run};
 use layout::Layout;
 pub use lpm::{LpmProbe, Route};
 pub use rate::LruLimiter;
+pub use verdict::VerdictProbe;
 pub use yardstick::Yardstick;
 
 use crate::device::veth;

@@ -15,7 +15,15 @@ use super::Firewall;
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Engine {
-    /// [`Engine::Trie`] for a capacity of up to 1,024 rules, else [`Engine::Compiled`].
+    /// [`Engine::Trie`] for a capacity of up to 64 rules, to save memory; else [`Engine::Compiled`]. By number of IPv4
+    /// rules, counters off, on an Intel Xeon guest with Linux 6.18:
+    ///
+    /// | rules | a packet, trie / compiled | an edit, 99th percentile | memory in maps |
+    /// |---|---|---|---|
+    /// | 10 | 56 / 16 ns | 20 / 1.4 µs | 1 / 3 MB |
+    /// | 100 | 75 / 17 ns | 20 / 1.9 µs | 2 / 3 MB |
+    /// | 1,000 | 105 / 17 ns | 20 / 2.7 µs | 2 / 3 MB |
+    /// | 10,000 | 158 / 19 ns | 21 / 3.6 µs | 4 / 8 MB |
     #[default]
     Auto,
     /// The kernel's longest-prefix-match trie: memory as rules come, slower with every bit that they share.
@@ -25,8 +33,8 @@ pub enum Engine {
     Compiled,
 }
 
-/// Up to here, a trie costs little more than a table and no memory.
-const TRIE_MOST: u32 = 1024;
+/// A table is faster at any size, but its roots take a megabyte: of so few rules, somebody may have many lists.
+const TRIE_MOST: u32 = 64;
 /// Lines for the roots of both lists; and what a rule takes in both on average, in the worst lists that we know: hosts
 /// scattered over all addresses take two each, and as much again in an entirely different list beside.
 const LINES_OF_ROOTS: u32 = 16_384;
@@ -215,6 +223,19 @@ const _: () = assert!(size_of::<Record>() == 64 && size_of::<Rule>() <= 32);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn auto_takes_the_trie_for_few_rules_only() {
+        for (engine, capacity, wanted) in [
+            (Engine::Auto, 64, ENGINE_TRIE),
+            (Engine::Auto, 65, ENGINE_COMPILED),
+            (Engine::Trie, 65, ENGINE_TRIE),
+            (Engine::Compiled, 64, ENGINE_COMPILED),
+        ] {
+            let sizes = FirewallConfig::default().engine(engine).capacity(capacity).sizes().unwrap();
+            assert_eq!(sizes.settings.engine, wanted, "{engine:?} with {capacity} rules");
+        }
+    }
 
     #[test]
     fn cpus_have_counters_of_their_own_while_those_are_small() {

@@ -2,11 +2,13 @@
 
 mod book;
 mod config;
+mod edit;
 mod event;
 mod ids;
 mod index;
 mod list;
 mod pending;
+mod replace;
 mod rule;
 mod selector;
 mod store;
@@ -16,12 +18,12 @@ use std::{
     net::IpAddr,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
+use book::Book;
 pub use book::Replaced;
-use book::{Before, Book};
 pub use config::{Engine, FirewallConfig};
+pub use edit::Inserted;
 pub use event::FirewallEvent;
 use ipnet::IpNet;
 pub use list::{Progress, parse_prefix, read_prefix_list, read_prefix_list_with_progress};
@@ -56,6 +58,23 @@ static KIND: StageKind = StageKind {
 /// one with the longest destination prefix is asked first; then those with ports before those with a protocol only
 /// before those with neither; then the narrower range of ports; then the lower one. Rules with the same [`Selector`] are
 /// the same rule: a list has it once.
+///
+/// ```text
+///  packet ─┬ malformed ─────────────────────────────► drop
+///          ├ deeper than the parser looks ──────────► FirewallConfig::unsupported
+///          ├ ARP, neighbour discovery ──────────────► pass, if FirewallConfig::pass_neighbours
+///          ├ neither ARP nor IP ────────────────────► FirewallConfig::not_ip, else the default
+///          └ IP: longest prefix of the source that has rules
+///                    │
+///                    ▼
+///            next of its rules ◄──────────────────────────────────┐
+///                    ├ has expired ───────────────────────────────┤
+///                    ├ other destination, protocol or ports ──────┤
+///                    ├ only counts: counted ──────────────────────┤
+///                    ├ applies: counted ────────────────► allow or deny
+///                    └ none is left: next shorter prefix ─────────┘
+///                                      none is left ────► the default
+/// ```
 ///
 /// The rules hold for every IP packet, also for fragments and protocols without ports, behind up to two VLAN
 /// tags. Malformed packets are dropped, each under its own [`Reason`](crate::Reason). IPv4 addresses mapped
@@ -95,18 +114,6 @@ impl Sealed for Firewall {
 }
 
 impl Stage for Firewall {}
-
-/// What [`Firewall::insert_many`] did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Inserted {
-    /// Rules that are new.
-    pub added: usize,
-    /// Rules that were there and changed.
-    pub changed: usize,
-    /// Elements that said what was so already.
-    pub duplicates: usize,
-}
 
 impl Firewall {
     /// Loads the program and creates its tables.
@@ -215,157 +222,6 @@ impl Firewall {
     fn set(&self, offset: usize, word: u32) -> Result<()> {
         self.book().settings.set(offset, word);
         Ok(())
-    }
-
-    /// Sets a rule, and answers the one that was there for the same packets.
-    ///
-    /// # Errors
-    /// [`Error::Full`] when there is no room; [`Error::TooManyRules`] when
-    /// the source prefix has 32 rules, or a packet would have to be compared with more than 63 that are not plain
-    /// (a plain rule has no qualifier and no end and does not only count);
-    /// [`Error::ListPending`]; [`Error::Map`]. Nothing was changed then.
-    pub fn insert(&self, selector: Selector, rule: Rule) -> Result<Option<Rule>> {
-        self.book().insert(&self.core, selector, rule)
-    }
-
-    /// Sets many rules, each as [`Firewall::insert`] does: all of them, or none. Packets see one after the other. A
-    /// selector that stands twice gets the later rule. To set most of a list, [`Firewall::replace_all`] is faster.
-    ///
-    /// # Errors
-    /// As [`Firewall::insert`], naming the first rule that was refused. The earlier rules are back then.
-    pub fn insert_many(&self, rules: impl IntoIterator<Item = (Selector, Rule)>) -> Result<Inserted> {
-        let mut book = self.book();
-        let mut done = Vec::new();
-        let mut report = Inserted::default();
-        for (selector, rule) in rules {
-            match book.insert(&self.core, selector, rule) {
-                Ok(before) => {
-                    match before {
-                        None => report.added += 1,
-                        Some(before) if before == rule => report.duplicates += 1,
-                        Some(_) => report.changed += 1,
-                    }
-                    if before != Some(rule) {
-                        done.push(Before { selector, rule: before });
-                    }
-                }
-                Err(error) => {
-                    self.undo(&mut book, done);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(report)
-    }
-
-    /// Removes the rule with exactly this selector, and answers it.
-    ///
-    /// # Errors
-    /// [`Error::TooManyRules`] when packets would then be compared with more rules than they
-    /// may; [`Error::ListPending`]; [`Error::Map`].
-    pub fn remove(&self, selector: Selector) -> Result<Option<Rule>> {
-        self.book().remove(&self.core, &selector)
-    }
-
-    /// Removes the rules with these selectors, all of them or none, and answers how many there were.
-    ///
-    /// # Errors
-    /// As [`Firewall::remove`].
-    pub fn remove_many(&self, selectors: impl IntoIterator<Item = Selector>) -> Result<usize> {
-        let mut book = self.book();
-        let mut done = Vec::new();
-        for selector in selectors {
-            match book.remove(&self.core, &selector) {
-                Ok(None) => {}
-                Ok(rule) => done.push(Before { selector, rule }),
-                Err(error) => {
-                    self.undo(&mut book, done);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(done.len())
-    }
-
-    /// Removes the rules that have expired, and answers how many there were. They decide nothing, but take room.
-    ///
-    /// # Errors
-    /// As [`Firewall::remove`].
-    pub fn remove_expired(&self) -> Result<usize> {
-        let expired: Vec<_> =
-            self.iter()?.filter(|entry| entry.rule.is_expired()).map(|entry| entry.selector).collect();
-        self.remove_many(expired)
-    }
-
-    fn undo(&self, book: &mut Book, done: Vec<Before>) {
-        for Before { selector, rule } in done.into_iter().rev() {
-            // What was there before had room; the first error is the one to tell of.
-            let _ = match rule {
-                Some(rule) => book.insert(&self.core, selector, rule).map(drop),
-                None => book.remove(&self.core, &selector).map(drop),
-            };
-        }
-    }
-
-    /// Puts these rules in the place of all others, at once: the new list is built aside, and each packet is judged
-    /// by the old one or the new one. Rules whose selector is in both keep their counters.
-    ///
-    /// ```no_run
-    /// # fn main() -> xdpkit::Result<()> {
-    /// # use xdpkit::{Firewall, FirewallConfig, Rule, read_prefix_list};
-    /// # let firewall = Firewall::load(&FirewallConfig::default())?;
-    /// let bad = read_prefix_list("/etc/blocklist.netset")?;
-    /// let done = firewall.replace_all(bad.into_iter().map(|prefix| (prefix.into(), Rule::deny())))?;
-    /// println!("{} rules are new, {} went", done.added, done.removed);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Conflict`] when a selector stands twice with different rules; else as
-    /// [`Firewall::insert`], naming a rule for which there was no room. The old list is in force then, unchanged.
-    pub fn replace_all(&self, rules: impl IntoIterator<Item = (Selector, Rule)>) -> Result<Replaced> {
-        self.replace_all_with_progress(rules, |_| ())
-    }
-
-    /// As [`Firewall::replace_all`], telling from time to time how many of the rules have been prepared: for lists that
-    /// take seconds. The last call comes with all of them, before the new list is in force. The callback must not
-    /// use this firewall, which is locked meanwhile.
-    ///
-    /// # Errors
-    /// As [`Firewall::replace_all`].
-    pub fn replace_all_with_progress(
-        &self,
-        rules: impl IntoIterator<Item = (Selector, Rule)>,
-        mut progress: impl FnMut(Progress),
-    ) -> Result<Replaced> {
-        let rules = rules.into_iter().collect();
-        self.book().replace(&self.core, rules, None, &mut progress)
-    }
-
-    /// As [`Firewall::replace_all`], but the old list returns after `timeout` unless [`PendingList::confirm`] is
-    /// called before: against a list that locks out who sent it. The program sees to it, whether a process lives or not.
-    /// Meanwhile, the rules cannot be changed otherwise.
-    ///
-    /// # Errors
-    /// As [`Firewall::replace_all`].
-    pub fn replace_all_unless_confirmed(
-        &self,
-        rules: impl IntoIterator<Item = (Selector, Rule)>,
-        timeout: Duration,
-    ) -> Result<PendingList<'_>> {
-        let rules = rules.into_iter().collect();
-        let replaced = self.book().replace(&self.core, rules, Some(timeout), &mut |_| ())?;
-        Ok(PendingList::new(self, Some(replaced)))
-    }
-
-    /// The list that waits for its confirmation, if there is one: also one that an earlier process has left.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn pending(&self) -> Result<Option<PendingList<'_>>> {
-        let until = self.book().pending_until(&self.core)?;
-        Ok(until.map(|_| PendingList::new(self, None)))
     }
 
     /// The rule with exactly this selector, and what it has counted.
