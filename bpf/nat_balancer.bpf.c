@@ -285,8 +285,10 @@ int nat_balancer(struct xdp_md *ctx)
 	     ((nat_flags(word) & (NAT_CONFIRMED | NAT_RST_CLIENT | NAT_RST_BACKEND)) == NAT_CONFIRMED &&
 	      !(tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))) {
 		/* Most packets say nothing new; a quarter of a second is exact enough for timeouts. */
-		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2))
-			__sync_val_compare_and_swap(&r->word, word, (word & ~NAT_STAMP_MASK) | now);
+		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2) &&
+		    __sync_val_compare_and_swap(&r->word, word, (word & ~NAT_STAMP_MASK) | now) == word &&
+		    kind == NAT_SEGMENT && p.protocol == IPPROTO_TCP)
+			nat_sample(r, p.tcp, from_backend);
 		number = found - 1;
 	} else {
 		if (kind != NAT_SEGMENT)

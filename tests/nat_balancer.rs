@@ -354,6 +354,43 @@ fn l15_a_syn_does_not_move_a_live_connection_and_a_rst_can_be_forged() {
 }
 
 #[test]
+fn l15_a_blind_rst_or_fin_leaves_an_established_connection_as_it_is() {
+    const AHEAD: u32 = 1 << 24;
+    const BEHIND: u32 = 1 << 20;
+    let client = at("10.0.0.20:4000");
+    for (flags, heard, now_at) in [
+        (tcp::RST, ConnectionState::TcpReset, 2_u32),
+        // Also where sequence numbers begin again.
+        (tcp::FIN | tcp::ACK, ConnectionState::TcpClosing, 0xffff_ff00),
+    ] {
+        let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
+        let source = open(&bench, &service(TCP4), client).source;
+        let a_sample_later = || std::thread::sleep(std::time::Duration::from_millis(300));
+        a_sample_later();
+        let answer = Frame::tcp(at("192.168.178.11:8080"), source).flags(tcp::ACK).sequence(1001, now_at);
+        assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
+        let says = |flags, sequence: u32| {
+            // The backend judges for itself.
+            assert_eq!(bench.client_sends(&tcp4(flags).sequence(sequence, 1001)).reason, Reason::Forwarded);
+            state(&bench, client).unwrap()
+        };
+        for beyond in [AHEAD, 1 << 31, (BEHIND + 1).wrapping_neg(), 1 << 28] {
+            let blind = now_at.wrapping_add(beyond);
+            assert_eq!(says(flags, blind), ConnectionState::TcpEstablished, "{flags:#x} {beyond:#x}");
+        }
+        // What else is forged does not make it believable.
+        a_sample_later();
+        assert_eq!(says(tcp::ACK, now_at.wrapping_add(1 << 28)), ConnectionState::TcpEstablished);
+        assert_eq!(says(flags, now_at.wrapping_add(1 << 28)), ConnectionState::TcpEstablished);
+        for near in [0, AHEAD - 1, BEHIND.wrapping_neg()] {
+            assert_eq!(says(flags, now_at.wrapping_add(near)), heard, "{flags:#x} {near:#x}");
+            let went_on = says(tcp::ACK, now_at);
+            assert!(went_on == ConnectionState::TcpEstablished || flags & tcp::FIN != 0, "{went_on}");
+        }
+    }
+}
+
+#[test]
 fn l15_a_port_used_again_after_the_close_is_a_new_connection() {
     for last in [tcp::FIN | tcp::ACK, tcp::RST | tcp::ACK] {
         let bench = Bench::new(&NatConfig::default());

@@ -87,7 +87,7 @@ struct nat_connection {
 	__u16 backend;   /* number; with the identity of who had it */
 	__u16 address;   /* number of the vip that the backend sees as the client; NAT_KEPT_SOURCE: NAT_TUPLE */
 	__u32 identity;
-	__u32 acknowledged; /* host order: what confirms a TCP backend's answer */
+	__u32 expected; /* TCP, host order: what confirms the backend's answer; from then on, how far the client was of late */
 	/* The way to the client, from here on. */
 	__u32 hop_stamp; /* jiffies when it was asked for; 0: never */
 	__u32 interface;

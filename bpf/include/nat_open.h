@@ -351,7 +351,7 @@ static __always_inline void nat_fill(struct nat_connection *r, const struct nat_
 	r->backend = wish->backend;
 	r->address = wish->address;
 	r->identity = identity;
-	r->acknowledged = 0;
+	r->expected = 0;
 	r->hop_stamp = 0;
 	r->service = wish->service;
 }
