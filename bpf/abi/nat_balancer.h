@@ -22,10 +22,11 @@ enum nat_service_flags {
 /*
  * service.function: the numbers of the vips whose addresses those are, four to a word; then whose turn it is.
  * backend.function: NAT_TUPLE, of backends whose clients keep their address, is a number that all with that address, port
- * and protocol share.
+ * and protocol share; NAT_START, of all, says where the records of their connections are.
  */
 #define NAT_TURN 4
 #define NAT_TUPLE 1
+#define NAT_START 2
 
 /* Numbers of services, and of those: they share 15 bits of a key. */
 #define NAT_NUMBER_MAX 0x3fff
