@@ -701,45 +701,6 @@ fn a_pool_of_addresses_is_the_source_of_connections() {
     assert_eq!(bench.client_sends(&Frame::echo(ip("10.0.0.20"), ip("10.0.0.101"), 1, 1)).reason, Reason::EchoAnswered);
 }
 
-/// Sends a SYN of each of so many made-up clients.
-fn flood(bench: &Bench, syns: u32) {
-    for n in 0..syns {
-        let client = SocketAddr::new(IpAddr::from((0x0b00_0000_u32 + n).to_be_bytes()), 1024 + (n % 60_000) as u16);
-        let outcome = bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80")));
-        assert!(matches!(outcome.reason, Reason::Forwarded | Reason::ConnectionsFull), "{:?}", outcome.reason);
-    }
-}
-
-#[test]
-fn h2_a_flood_of_ten_times_the_table_breaks_no_established_connection() {
-    // Half of the table's capacity is established: that much is promised.
-    let established = common::times(200, 1000, 30) as u16;
-    let capacity = 2 * u32::from(established);
-    let bench = Bench::with_services(&NatConfig::default().capacity(capacity), NatMode::Full);
-    let client = |n: u16| SocketAddr::new(ip(&format!("10.0.0.{}", 20 + n % 30)), 2000 + n / 30);
-    for n in 0..established {
-        open(&bench, &service(TCP4), client(n));
-    }
-    let before = bench.balancer.stats().unwrap();
-    flood(&bench, 10 * capacity);
-    let flooded = bench.balancer.stats().unwrap().since(&before);
-    for n in 0..established {
-        let frame = Frame::tcp(client(n), at("10.0.0.100:80")).flags(tcp::ACK).sequence(2, 1001);
-        assert_eq!(bench.client_sends(&frame).reason, Reason::Forwarded, "connection {n}");
-    }
-    let counts = bench.balancer.counts().unwrap();
-    assert_eq!(counts.state(ConnectionState::TcpEstablished), established.into());
-    let evicted = bench.balancer.evicted().unwrap();
-    let opened = flooded.reason(Reason::Forwarded).packets;
-    let refused = flooded.reason(Reason::ConnectionsFull).packets;
-    assert_eq!(opened + refused, u64::from(10 * capacity));
-    assert_eq!(opened, evicted + counts.state(ConnectionState::TcpSyn), "each went or is there: {refused} refused");
-    assert!(evicted > u64::from(5 * capacity), "{evicted} of the flood's own went");
-    assert_eq!(bench.balancer.service_stats(&service(TCP4)).unwrap().refused, refused);
-    // A client that is serious is served in the middle of it.
-    open(&bench, &service(TCP4), at("10.0.0.49:9999"));
-}
-
 #[test]
 fn nothing_is_refused_up_to_half_of_the_capacity() {
     for (mode, capacity) in [(NatMode::Full, 2048), (NatMode::Destination, 2048), (NatMode::Full, 100)] {

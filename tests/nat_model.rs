@@ -117,13 +117,7 @@ impl Packet {
         } else {
             (random.u32(..), near)
         };
-        Self {
-            flags,
-            seq,
-            ack,
-            length: random.usize(..40),
-            ttl: if random.u8(..50) == 0 { 1 } else { 64 },
-        }
+        Self { flags, seq, ack, length: random.usize(..40), ttl: if random.u8(..50) == 0 { 1 } else { 64 } }
     }
 
     fn frame(&self, service: &ServiceAddr, from: SocketAddr, to: SocketAddr) -> Frame {
