@@ -1,46 +1,22 @@
-//! What a NAT balancer costs a packet: established connections in both directions, by their number; new ones; packets for
-//! others. All tables are made for a million connections. Figures are above the empty program.
+//! What a NAT balancer costs a packet: established connections in both directions, by their number; new ones. All tables are
+//! made for a million connections. Figures are above the empty program.
 
 mod common;
+#[path = "common/nat.rs"]
+mod nat;
 
-use std::{
-    error::Error,
-    net::{IpAddr, SocketAddr},
-};
+use std::error::Error;
 
-use xdpkit::{ConnectionState, NatBalancer, NatConfig, NatMode, NatService, Reason, ServiceAddr, Stage as _};
-use xdpkit_lab::{
-    Namespace,
-    bench::{Harness, Table, random_v4, random_v6},
-    frame::{Frame, tcp},
-    veth,
-};
+use nat::{balancer, establish};
+use xdpkit::{NatMode, Stage as _};
+use xdpkit_lab::bench::{Table, random_v4, random_v6};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const COUNTS: [(&str, usize); 3] = [("1k", 1 << 10), ("64k", 1 << 16), ("1M", 1 << 20)];
-const CAPACITY: u32 = 1_000_000;
-/// So many that a million connections have ports.
-const BACKENDS: u8 = 64;
-/// Sequence number of the backends' SYNs.
-const ISN: u32 = 1000;
 
 fn main() -> Result<()> {
-    // The routes and neighbours of this thread's namespace are the program's.
-    let (ns, peer) = (Namespace::new("balancer")?, Namespace::new("peer")?);
-    veth((&ns, "eth0"), (&peer, "eth0"))?;
-    ns.add_address("eth0", "192.168.178.10/24".parse()?)?;
-    ns.add_address("eth0", "2001:db8:b::10/64".parse()?)?;
-    ns.enable_forwarding()?;
-    for family6 in [false, true] {
-        for number in 0..BACKENDS {
-            ns.add_neighbour("eth0", backend(family6, number).ip(), MAC)?;
-        }
-        let gateway: IpAddr = if family6 { "2001:db8:b::1" } else { "192.168.178.1" }.parse()?;
-        ns.add_neighbour("eth0", gateway, MAC)?;
-        ns.add_default_route(gateway)?;
-    }
+    let (ns, _peer) = nat::host()?;
     ns.run(|| rows().map_err(|error| error.to_string()))?;
     Ok(())
 }
@@ -63,16 +39,14 @@ fn rows() -> Result<()> {
                     let programs = [(row, balancer.program_fd())];
                     table.extend(&group, common::measure(&mut criterion, &group, harness, &programs, 100));
                 }
-                let stats = balancer.stats()?;
-                let translated = stats.reason(Reason::Forwarded).packets + stats.reason(Reason::Answered).packets;
-                assert_eq!(translated, stats.total().packets, "all were translated: {:?}", stats.reasons);
+                nat::has_translated(&balancer)?;
             }
         }
     }
     for family6 in [false, true] {
         let family = if family6 { "ipv6" } else { "ipv4" };
         if !is_filtered_out(&format!("nat_balancer/new/{family}")) {
-            println!("nat_balancer/new/{family}: {:.1} ns a connection above the empty program", new(family6)?);
+            println!("nat_balancer/new/{family}: {:.1} ns a connection above the empty program", nat::new(family6)?);
         }
     }
     criterion.final_summary();
@@ -80,76 +54,6 @@ fn rows() -> Result<()> {
         println!("\n{table}");
     }
     Ok(())
-}
-
-/// Opens all connections, and answers harnesses for both directions of them.
-fn establish(balancer: &NatBalancer, family6: bool, clients: &[SocketAddr]) -> Result<(Harness, Harness)> {
-    let all = clients.len() as u32;
-    let vip = vip(family6);
-    let send = |frame: Frame| -> Result<Harness> {
-        let harness = Harness::new(&frame.payload(&[0; 18]).build(), clients)?;
-        harness.verdict(balancer.program_fd(), all)?;
-        Ok(harness)
-    };
-    send(Frame::tcp(clients[0], vip))?;
-    let connections = balancer.connections()?;
-    // Among random clients a few come twice.
-    assert!(
-        connections.len() > clients.len() - clients.len() / 1000,
-        "{} connections, {} evicted: {:?}",
-        connections.len(),
-        balancer.evicted()?,
-        balancer.stats()?
-    );
-    let mut answers: Vec<_> = connections.iter().map(|found| (found.backend, found.source)).collect();
-    answers.resize(clients.len(), answers[0]);
-    let flows: Vec<_> = answers.iter().map(|(backend, to)| (*backend, to.port())).collect();
-    let answer = Frame::tcp(answers[0].0, answers[0].1).payload(&[0; 18]);
-    let syn_ack = answer.clone().flags(tcp::SYN | tcp::ACK).sequence(ISN, 2).build();
-    Harness::with_ports(&syn_ack, &flows)?.verdict(balancer.program_fd(), all)?;
-    let there = send(Frame::tcp(clients[0], vip).flags(tcp::ACK).sequence(2, ISN + 1))?;
-    let established = balancer.counts()?.state(ConnectionState::TcpEstablished);
-    assert_eq!(established as usize, connections.len(), "{:?}", balancer.counts()?);
-    let back = Harness::with_ports(&answer.flags(tcp::ACK).sequence(ISN + 1, 2).build(), &flows)?;
-    Ok((there, back))
-}
-
-/// Nanoseconds for a new connection, in a table that is empty at first and a quarter full in the end.
-fn new(family6: bool) -> Result<f64> {
-    const FLOWS: usize = 1 << 18;
-    let clients = if family6 { random_v6(FLOWS) } else { random_v4(FLOWS) };
-    let mut least = f64::MAX;
-    for _ in 0..5 {
-        let balancer = balancer(family6, NatMode::Full)?;
-        let harness = Harness::new(&Frame::tcp(clients[0], vip(family6)).payload(&[0; 18]).build(), &clients)?;
-        let each = |time: std::time::Duration| time.as_nanos() as f64 / (FLOWS / 2) as f64;
-        let empty = each(harness.time(harness.empty(), FLOWS as u64 / 2)?);
-        least = least.min(each(harness.time(balancer.program_fd(), FLOWS as u64 / 2)?) - empty);
-        assert!(balancer.counts()?.total() > FLOWS as u64 / 2 - FLOWS as u64 / 50);
-    }
-    Ok(least)
-}
-
-fn backend(family6: bool, number: u8) -> SocketAddr {
-    let address: IpAddr = if family6 {
-        [0x2001, 0xdb8, 0xb, 0, 0, 0, 1, u16::from(number) + 1].into()
-    } else {
-        [192, 168, 178, 20 + number].into()
-    };
-    SocketAddr::new(address, 8080)
-}
-
-fn vip(family6: bool) -> SocketAddr {
-    let vip: IpAddr =
-        if family6 { [0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x100].into() } else { [192, 168, 178, 100].into() };
-    SocketAddr::new(vip, 80)
-}
-
-fn balancer(family6: bool, mode: NatMode) -> Result<NatBalancer> {
-    let balancer = NatBalancer::load(&NatConfig::default().capacity(CAPACITY))?;
-    let service = NatService::new((0..BACKENDS).map(|number| backend(family6, number))).mode(mode);
-    balancer.insert(ServiceAddr::tcp(vip(family6).ip(), 80), &service)?;
-    Ok(balancer)
 }
 
 /// Whether the command line names rows, and none of this group's: what takes long to set up can be left out.

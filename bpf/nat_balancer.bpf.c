@@ -14,19 +14,6 @@
 #include "abi/nat_balancer.h"
 
 /*
- * Has the second line of a key fetched beside the first: a new connection needs both, and a miss for each after the other
- * would cost more than all the rest.
- */
-static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
-{
-	__u32 index = flow_line_at(t, key, 1);
-	struct flow_line *line = bpf_map_lookup_elem(&flows_lines, &index);
-	__u64 word = line ? FLOW_ONCE(line->state[0]) : 0;
-
-	asm volatile("" ::"r"(word));
-}
-
-/*
  * Said with a record that was found where it was guessed to be: all that is needed of it stands in the wish, too. Reading
  * it there lets the processor go on while the record is on its way from memory.
  */
@@ -36,8 +23,8 @@ static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
  * The connection of a client's packet. The place where it would be put today is the first to look at; the flow table
  * knows where it is. 0: none; else the record and 1.
  */
-static __always_inline __u64 nat_find_client(const struct nat_settings *s, const struct flow_table *t,
-					     const struct service *service, struct nat_wish *wish)
+static __always_inline __u64 nat_find_client(const struct nat_settings *s, const struct service *service,
+					     struct nat_wish *wish)
 {
 	struct nat_connection *r;
 	struct backend *backend;
@@ -58,8 +45,7 @@ static __always_inline __u64 nat_find_client(const struct nat_settings *s, const
 				return NAT_GUESSED | ((__u64)wish->place + 1);
 		}
 	}
-	nat_touch(t, wish->key);
-	found = nat_look_up(wish->key);
+	found = nat_look_up_client(wish);
 	if (!found)
 		return 0;
 	r = nat_record(s, found - 1);
@@ -84,8 +70,8 @@ static __always_inline __u32 nat_read(const struct balancer_settings *b, struct 
 }
 
 static __always_inline void nat_ask_for_connection(struct nat_wish *wish, const struct balancer_settings *b,
-						   const struct flow_table *t, const struct service *service,
-						   __u32 number, const struct nat_tuple *q, __u32 now)
+						   const struct service *service, __u32 number,
+						   const struct nat_tuple *q, __u32 now)
 {
 	wish->client[0] = q->source[0];
 	wish->client[1] = q->source[1];
@@ -94,14 +80,12 @@ static __always_inline void nat_ask_for_connection(struct nat_wish *wish, const 
 	wish->service = number;
 	wish->flags = (q->protocol == IPPROTO_TCP ? NAT_TCP : 0) | (q->ipv6 ? NAT_IPV6 : 0);
 	wish->now = now;
-	wish->key = nat_key(t, q->source, q->source_port, number, q->ipv6);
 	wish->hash = nat_slot_hash(b, service, q);
 }
 
 /* The connection that a packet, or what an ICMP error quotes, belongs to: its record and 1, or 0. */
 static __always_inline __u64 nat_find(const struct nat_settings *s, const struct balancer_settings *b,
-				      const struct flow_table *t, struct nat_job *job, __u32 vip, __u32 number,
-				      __u32 now)
+				      struct nat_job *job, __u32 vip, __u32 number, __u32 now)
 {
 	struct service *service;
 
@@ -110,8 +94,8 @@ static __always_inline __u64 nat_find(const struct nat_settings *s, const struct
 	service = bpf_map_lookup_elem(&services, &number);
 	if (!service)
 		return 0;
-	nat_ask_for_connection(&job->wish, b, t, service, number, &job->packet, now);
-	return nat_find_client(s, t, service, &job->wish);
+	nat_ask_for_connection(&job->wish, b, service, number, &job->packet, now);
+	return nat_find_client(s, service, &job->wish);
 }
 
 /* The same of what an error quotes. Answers NAT_ERROR_BACKEND too when it comes from a backend's side. */
@@ -120,20 +104,19 @@ static __always_inline __u64 nat_find(const struct nat_settings *s, const struct
 __attribute__((noinline, weak)) __u64 nat_find_quoted(struct xdp_md *ctx, __u32 now)
 {
 	struct balancer_settings *b = balancer_settings();
-	const struct flow_table *t = flows_open();
 	struct nat_settings *s = nat_settings();
 	struct nat_job *job = nat_job();
 	__u32 vip, number;
 	__u64 found;
 
-	if (!b || !s || !t || !job || !nat_read_error(ctx, &job->packet))
+	if (!b || !s || !job || !nat_read_error(ctx, &job->packet))
 		return 0;
 	vip = job->packet.ipv6 ? vip_find6(b, (const struct in6_addr *)job->packet.destination) :
 				 vip_find4(b, job->packet.destination[0]);
 	if (!vip && !s->destination_only)
 		return 0;
 	number = vip ? service_find(b, vip, job->packet.protocol, job->packet.destination_port) : 0;
-	found = nat_find(s, b, t, job, vip, number, now);
+	found = nat_find(s, b, job, vip, number, now);
 	found &= ~NAT_GUESSED;
 	return found && !number ? found | NAT_ERROR_BACKEND : found;
 }
@@ -213,7 +196,6 @@ int nat_balancer(struct xdp_md *ctx)
 {
 	__u32 reason, number = 0, now, action, tcp_flags = 0, kind = NAT_SEGMENT;
 	struct balancer_settings *b = balancer_settings();
-	const struct flow_table *t = flows_open();
 	struct nat_settings *s = nat_settings();
 	struct nat_job *job = nat_job();
 	union nat_outcome outcome;
@@ -224,7 +206,7 @@ int nat_balancer(struct xdp_md *ctx)
 	bool from_backend, guessed;
 	struct packet p;
 
-	if (!b || !s || !t || !job)
+	if (!b || !s || !job)
 		return XDP_ABORTED;
 	reason = parse(ctx, &p);
 	job->bytes = frame_bytes(ctx, &p);
@@ -255,7 +237,7 @@ int nat_balancer(struct xdp_md *ctx)
 		job->packet.destination_port = p.udp->dest;
 		number = job->vip ? service_find(b, job->vip, p.protocol, p.udp->dest) : 0;
 		from_backend = !number;
-		found = nat_find(s, b, t, job, job->vip, number, now);
+		found = nat_find(s, b, job, job->vip, number, now);
 	} else if (p.protocol == (p.network == NETWORK_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6) &&
 		   p.fragment == FRAGMENT_NONE && p.transport_header && nat_is_error(&p)) {
 		kind = NAT_ERROR;
@@ -285,8 +267,10 @@ int nat_balancer(struct xdp_md *ctx)
 	     ((nat_flags(word) & (NAT_CONFIRMED | NAT_RST_CLIENT | NAT_RST_BACKEND)) == NAT_CONFIRMED &&
 	      !(tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))) {
 		/* Most packets say nothing new; a quarter of a second is exact enough for timeouts. */
-		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2))
-			__sync_val_compare_and_swap(&r->word, word, (word & ~NAT_STAMP_MASK) | now);
+		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2) &&
+		    __sync_val_compare_and_swap(&r->word, word, (word & ~NAT_STAMP_MASK) | now) == word &&
+		    kind == NAT_SEGMENT && p.protocol == IPPROTO_TCP)
+			nat_sample(r, p.tcp, from_backend);
 		number = found - 1;
 	} else {
 		if (kind != NAT_SEGMENT)

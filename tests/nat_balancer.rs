@@ -354,6 +354,43 @@ fn l15_a_syn_does_not_move_a_live_connection_and_a_rst_can_be_forged() {
 }
 
 #[test]
+fn l15_a_blind_rst_or_fin_leaves_an_established_connection_as_it_is() {
+    const AHEAD: u32 = 1 << 24;
+    const BEHIND: u32 = 1 << 20;
+    let client = at("10.0.0.20:4000");
+    for (flags, heard, now_at) in [
+        (tcp::RST, ConnectionState::TcpReset, 2_u32),
+        // Also where sequence numbers begin again.
+        (tcp::FIN | tcp::ACK, ConnectionState::TcpClosing, 0xffff_ff00),
+    ] {
+        let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
+        let source = open(&bench, &service(TCP4), client).source;
+        let a_sample_later = || std::thread::sleep(std::time::Duration::from_millis(300));
+        a_sample_later();
+        let answer = Frame::tcp(at("192.168.178.11:8080"), source).flags(tcp::ACK).sequence(1001, now_at);
+        assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
+        let says = |flags, sequence: u32| {
+            // The backend judges for itself.
+            assert_eq!(bench.client_sends(&tcp4(flags).sequence(sequence, 1001)).reason, Reason::Forwarded);
+            state(&bench, client).unwrap()
+        };
+        for beyond in [AHEAD, 1 << 31, (BEHIND + 1).wrapping_neg(), 1 << 28] {
+            let blind = now_at.wrapping_add(beyond);
+            assert_eq!(says(flags, blind), ConnectionState::TcpEstablished, "{flags:#x} {beyond:#x}");
+        }
+        // What else is forged does not make it believable.
+        a_sample_later();
+        assert_eq!(says(tcp::ACK, now_at.wrapping_add(1 << 28)), ConnectionState::TcpEstablished);
+        assert_eq!(says(flags, now_at.wrapping_add(1 << 28)), ConnectionState::TcpEstablished);
+        for near in [0, AHEAD - 1, BEHIND.wrapping_neg()] {
+            assert_eq!(says(flags, now_at.wrapping_add(near)), heard, "{flags:#x} {near:#x}");
+            let went_on = says(tcp::ACK, now_at);
+            assert!(went_on == ConnectionState::TcpEstablished || flags & tcp::FIN != 0, "{went_on}");
+        }
+    }
+}
+
+#[test]
 fn l15_a_port_used_again_after_the_close_is_a_new_connection() {
     for last in [tcp::FIN | tcp::ACK, tcp::RST | tcp::ACK] {
         let bench = Bench::new(&NatConfig::default());
@@ -664,45 +701,6 @@ fn a_pool_of_addresses_is_the_source_of_connections() {
     assert_eq!(bench.client_sends(&Frame::echo(ip("10.0.0.20"), ip("10.0.0.101"), 1, 1)).reason, Reason::EchoAnswered);
 }
 
-/// Sends a SYN of each of so many made-up clients.
-fn flood(bench: &Bench, syns: u32) {
-    for n in 0..syns {
-        let client = SocketAddr::new(IpAddr::from((0x0b00_0000_u32 + n).to_be_bytes()), 1024 + (n % 60_000) as u16);
-        let outcome = bench.client_sends(&Frame::tcp(client, at("10.0.0.100:80")));
-        assert!(matches!(outcome.reason, Reason::Forwarded | Reason::ConnectionsFull), "{:?}", outcome.reason);
-    }
-}
-
-#[test]
-fn h2_a_flood_of_ten_times_the_table_breaks_no_established_connection() {
-    // Half of the table's capacity is established: that much is promised.
-    let established = common::times(200, 1000, 30) as u16;
-    let capacity = 2 * u32::from(established);
-    let bench = Bench::with_services(&NatConfig::default().capacity(capacity), NatMode::Full);
-    let client = |n: u16| SocketAddr::new(ip(&format!("10.0.0.{}", 20 + n % 30)), 2000 + n / 30);
-    for n in 0..established {
-        open(&bench, &service(TCP4), client(n));
-    }
-    let before = bench.balancer.stats().unwrap();
-    flood(&bench, 10 * capacity);
-    let flooded = bench.balancer.stats().unwrap().since(&before);
-    for n in 0..established {
-        let frame = Frame::tcp(client(n), at("10.0.0.100:80")).flags(tcp::ACK).sequence(2, 1001);
-        assert_eq!(bench.client_sends(&frame).reason, Reason::Forwarded, "connection {n}");
-    }
-    let counts = bench.balancer.counts().unwrap();
-    assert_eq!(counts.state(ConnectionState::TcpEstablished), established.into());
-    let evicted = bench.balancer.evicted().unwrap();
-    let opened = flooded.reason(Reason::Forwarded).packets;
-    let refused = flooded.reason(Reason::ConnectionsFull).packets;
-    assert_eq!(opened + refused, u64::from(10 * capacity));
-    assert_eq!(opened, evicted + counts.state(ConnectionState::TcpSyn), "each went or is there: {refused} refused");
-    assert!(evicted > u64::from(5 * capacity), "{evicted} of the flood's own went");
-    assert_eq!(bench.balancer.service_stats(&service(TCP4)).unwrap().refused, refused);
-    // A client that is serious is served in the middle of it.
-    open(&bench, &service(TCP4), at("10.0.0.49:9999"));
-}
-
 #[test]
 fn nothing_is_refused_up_to_half_of_the_capacity() {
     for (mode, capacity) in [(NatMode::Full, 2048), (NatMode::Destination, 2048), (NatMode::Full, 100)] {
@@ -732,10 +730,13 @@ fn l13_ports_can_run_out_and_that_is_counted() {
     }
     let ports: std::collections::BTreeSet<u16> = opened.iter().map(|connection| connection.source.port()).collect();
     assert_eq!((opened.len(), ports.len()), (8, 8), "each port was given once");
-    // One that ends makes room for one.
+    // One that ends makes room for one. A client tries 32 ports at random, and may miss it.
     bench.balancer.end(&opened[0]).unwrap();
-    let next = open(&bench, &service(TCP4), at("10.0.0.21:4000"));
-    assert_eq!(next.source, opened[0].source);
+    let clients = (4000..4100).map(|port| SocketAddr::new(ip("10.0.0.21"), port));
+    let next = clients
+        .filter(|client| bench.client_sends(&Frame::tcp(*client, at("10.0.0.100:80"))).reason == Reason::Forwarded)
+        .map(|client| open_again(&bench, client));
+    assert_eq!(next.map(|next| next.source).collect::<Vec<_>>(), [opened[0].source]);
 }
 
 /// As `open`, for a connection whose SYN was sent.

@@ -20,10 +20,14 @@ struct Model {
     resets: [bool; 2],
     /// What acknowledges the backend's SYN.
     expected: u32,
+    /// Where the client's sequence numbers begin. All of its segments are near, but for what somebody else forged.
+    base: u32,
     /// The backend sent data before it was acknowledged.
     early: bool,
 }
 
+/// How far a client comes here.
+const NEAR: u32 = 100_000;
 const CLIENT: usize = 0;
 const BACKEND: usize = 1;
 
@@ -47,6 +51,10 @@ impl Model {
     }
 
     fn hear_client(&mut self, packet: &Packet) {
+        let ends = packet.flags & (tcp::RST | tcp::FIN) != 0;
+        if self.confirmed && ends && packet.seq.wrapping_sub(self.base) > NEAR {
+            return;
+        }
         if packet.flags & tcp::RST != 0 {
             self.resets[CLIENT] = true;
             return;
@@ -90,22 +98,26 @@ struct Packet {
 
 impl Packet {
     /// Mostly what hosts send, with a share of everything else.
-    fn random(random: &mut Rng, model: Option<&Model>) -> Self {
+    fn random(random: &mut Rng, from: usize, model: Option<&Model>) -> Self {
         let usual = [tcp::SYN, tcp::SYN | tcp::ACK, tcp::ACK, tcp::ACK | tcp::PSH, tcp::FIN | tcp::ACK, tcp::RST];
         let flags = if random.u8(..10) == 0 { random.u8(..32) } else { usual[random.usize(..usual.len())] };
-        let expected = model.map_or(0, |model| model.expected);
-        let ack = match random.u8(..8) {
-            0 => random.u32(..),
-            1 => expected.wrapping_add(random.u32(..20_000)),
-            _ => expected,
+        let (expected, base) = model.map_or((0, 0), |model| (model.expected, model.base));
+        let near = base.wrapping_add(random.u32(..NEAR));
+        let (seq, ack) = if from == CLIENT {
+            // Forged ones are well out of the window, by how much it may have moved. Who confirms knows enough to be believed.
+            let confirmed = model.is_some_and(|model| model.confirmed);
+            let forged = confirmed && flags & (tcp::RST | tcp::FIN) != 0 && random.bool();
+            let seq = if forged { base.wrapping_add(random.u32(1 << 25..0xff00_0000)) } else { near };
+            let ack = match random.u8(..8) {
+                0 => random.u32(..),
+                1 => expected.wrapping_add(random.u32(..20_000)),
+                _ => expected,
+            };
+            (seq, ack)
+        } else {
+            (random.u32(..), near)
         };
-        Self {
-            flags,
-            seq: random.u32(..),
-            ack,
-            length: random.usize(..40),
-            ttl: if random.u8(..50) == 0 { 1 } else { 64 },
-        }
+        Self { flags, seq, ack, length: random.usize(..40), ttl: if random.u8(..50) == 0 { 1 } else { 64 } }
     }
 
     fn frame(&self, service: &ServiceAddr, from: SocketAddr, to: SocketAddr) -> Frame {
@@ -132,8 +144,9 @@ impl World {
         let address = if name.address.is_ipv4() { format!("10.0.0.{last}") } else { format!("2001:db8:a::{last}") };
         let client = SocketAddr::new(ip(&address), 4000 + u16::from(self.random.u8(..4)));
         let model = self.models.get(&(which, client)).copied();
-        let packet = Packet::random(&mut self.random, model.as_ref());
-        if self.random.bool() {
+        let from = if self.random.bool() { CLIENT } else { BACKEND };
+        let packet = Packet::random(&mut self.random, from, model.as_ref());
+        if from == CLIENT {
             self.client_sends(which, &name, client, backend, packet);
         } else {
             self.backend_sends(which, &name, client, backend, packet);
@@ -180,7 +193,7 @@ impl World {
                 let found = self.bench.balancer.find(client, name).unwrap().expect("it was opened");
                 let wanted = if self.mode == NatMode::Full { vip.ip() } else { client.ip() };
                 assert_eq!((found.source.ip(), found.backend), (wanted, backend));
-                Model { source: Some(found.source), ..Model::default() }
+                Model { source: Some(found.source), base: self.random.u32(..), ..Model::default() }
             }
         };
         match (known.is_some(), tcp) {

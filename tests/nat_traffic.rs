@@ -1,49 +1,20 @@
-//! The NAT balancer between real hosts: every byte to the right peer, with paths of several MTUs, many connections at
-//! once and one after the other.
+//! The NAT balancer between real hosts: every byte to the right peer, also where paths have several MTUs. Traps: L4, L6.
 
 mod common;
 
 use std::{
-    collections::BTreeMap,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
-use common::nat::{ip, service};
-use xdpkit::{
-    AttachOptions, Attachment, NatBalancer, NatConfig, NatMode, NatService, NatTimeouts, Reason, ServiceAddr,
-    Stage as _,
-};
+use common::nat::{PATIENCE, ROUTED_VIPS as VIPS, attach, backends, ip};
+use xdpkit::{AttachOptions, NatBalancer, NatConfig, NatMode, NatService, Reason, ServiceAddr, Stage as _};
 use xdpkit_lab::{
     Namespace,
     topology::Nat,
     traffic::{TcpEcho, UdpEcho, tcp_echo, udp_echo},
     veth,
 };
-
-/// Virtual addresses that exist nowhere: the balancer is everybody's default gateway.
-const VIPS: [&str; 2] = ["198.51.100.10", "2001:db8:99::10"];
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn attach(lab: &Nat, balancer: &NatBalancer) -> Vec<Attachment> {
-    ["eth0", "eth1"]
-        .into_iter()
-        .map(|name| lab.balancer.run(|| balancer.attach(&AttachOptions::new(name)).unwrap()))
-        .collect()
-}
-
-fn backends(lab: &Nat, ipv6: bool, port: u16) -> Vec<SocketAddr> {
-    lab.backend_addrs
-        .iter()
-        .map(|host| (if ipv6 { host.v6.into() } else { IpAddr::from(host.v4) }, port).into())
-        .collect()
-}
 
 fn bytes(count: usize) -> Vec<u8> {
     (0..count).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect()
@@ -189,204 +160,4 @@ fn l4_path_mtu_discovery_works_with_narrow_hops_before_behind_and_at_the_balance
             assert!(mode != NatMode::Full || stats.reason(told).packets > 0, "{narrow}: {:?}", stats.reasons);
         }
     }
-}
-
-/// Accepts connections one after the other and answers each line with its own name, the line, and who sent it, until told
-/// to stop. All stay open; `rounds` lines are answered on each.
-fn serve(
-    ns: &Namespace,
-    address: SocketAddr,
-    connections: Arc<std::sync::atomic::AtomicUsize>,
-) -> thread::JoinHandle<Vec<TcpStream>> {
-    let listener = ns.run(|| TcpListener::bind(address).unwrap());
-    listener.set_nonblocking(true).unwrap();
-    thread::spawn(move || {
-        let mut open = Vec::new();
-        while connections.load(Ordering::SeqCst) > 0 {
-            match listener.accept() {
-                Ok((mut stream, _)) => {
-                    stream.set_nonblocking(false).unwrap();
-                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                    answer(&mut stream, address);
-                    open.push(stream);
-                    connections.fetch_sub(1, Ordering::SeqCst);
-                }
-                Err(_) => thread::sleep(Duration::from_micros(200)),
-            }
-        }
-        open
-    })
-}
-
-fn answer(stream: &mut TcpStream, me: SocketAddr) {
-    let mut line = [0; 64];
-    stream.read_exact(&mut line).unwrap();
-    stream.write_all(&line).unwrap();
-    let mut name = me.to_string().into_bytes();
-    name.resize(64, b' ');
-    stream.write_all(&name).unwrap();
-}
-
-fn ask(stream: &mut TcpStream, text: &str) -> String {
-    let mut line = text.as_bytes().to_vec();
-    line.resize(64, b'.');
-    stream.write_all(&line).unwrap();
-    let mut back = [0; 128];
-    stream.read_exact(&mut back).unwrap();
-    assert!(back[..64] == line, "sent {text:?}, got {:?}", String::from_utf8_lossy(&back[..64]));
-    String::from_utf8_lossy(&back[64..]).trim().to_owned()
-}
-
-#[test]
-fn l13_many_clients_that_share_ports_talk_to_the_right_backends() {
-    let clients = common::times(16, 64, 4);
-    let flows = common::times(1_600, 50_000, 80);
-    // Both ends of each are open here.
-    let flows = flows.min((common::raise_open_files() - 500) / 2);
-    println!("{flows} connections at once");
-    let lab = Nat::new(clients, 10).unwrap();
-    let balancer = NatBalancer::load(&NatConfig::default().capacity(2 * flows as u32)).unwrap();
-    let _attached = attach(&lab, &balancer);
-    let vip = ip(VIPS[0]);
-    let each = flows / clients;
-    let left = Arc::new(std::sync::atomic::AtomicUsize::new(each * clients));
-    let backends = backends(&lab, false, 8080);
-    let servers: Vec<_> =
-        lab.backends.iter().zip(&backends).map(|(ns, at)| serve(ns, *at, Arc::clone(&left))).collect();
-    balancer.insert(ServiceAddr::tcp(vip, 80), &NatService::new(backends.iter().copied())).unwrap();
-
-    let askers: Vec<_> = lab
-        .clients
-        .iter()
-        .enumerate()
-        .map(|(number, ns)| {
-            // All use the same ports, and hardly more than they need.
-            ns.sysctl("net.ipv4.ip_local_port_range", &format!("20000 {}", 20_000 + each + each / 4 + 10)).unwrap();
-            let ns = ns.clone();
-            ns.clone().spawn(move || {
-                let open = |n: usize| {
-                    let mut stream = TcpStream::connect_timeout(&(vip, 80).into(), PATIENCE).unwrap();
-                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                    let backend = ask(&mut stream, &format!("client {number} connection {n}"));
-                    (stream, backend)
-                };
-                (0..each).map(open).collect::<Vec<_>>()
-            })
-        })
-        .collect();
-    let mut connections: Vec<Vec<(TcpStream, String)>> =
-        askers.into_iter().map(|asker| asker.join().unwrap()).collect();
-    let mut open: Vec<Vec<TcpStream>> = servers.into_iter().map(|server| server.join().unwrap()).collect();
-
-    // All are open now: who the balancer says talks to whom does so, and no two look the same to a backend.
-    let listed = balancer.connections().unwrap();
-    assert_eq!(listed.len(), each * clients);
-    let by_client: BTreeMap<SocketAddr, SocketAddr> =
-        listed.iter().map(|found| (found.client, found.backend)).collect();
-    assert_eq!(by_client.len(), listed.len());
-    let pairs: std::collections::BTreeSet<_> = listed.iter().map(|found| (found.source, found.backend)).collect();
-    assert_eq!(pairs.len(), listed.len());
-    for (stream, backend) in connections.iter().flatten() {
-        assert_eq!(by_client[&stream.local_addr().unwrap()].to_string(), *backend);
-    }
-    let ports: std::collections::BTreeSet<u16> = by_client.keys().map(SocketAddr::port).collect();
-    assert!(ports.len() < 2 * each + 20, "ports are shared");
-
-    // And once more on each, all at the same time.
-    let answering: Vec<_> = open
-        .iter_mut()
-        .zip(&backends)
-        .map(|(streams, at)| {
-            let (mut streams, at) = (std::mem::take(streams), *at);
-            thread::spawn(move || {
-                streams.iter_mut().for_each(|stream| answer(stream, at));
-                streams
-            })
-        })
-        .collect();
-    for (number, streams) in connections.iter_mut().enumerate() {
-        for (n, (stream, _)) in streams.iter_mut().enumerate() {
-            let mut line = format!("again {number} {n}").into_bytes();
-            line.resize(64, b'.');
-            stream.write_all(&line).unwrap();
-        }
-    }
-    for (number, streams) in connections.iter_mut().enumerate() {
-        for (n, (stream, backend)) in streams.iter_mut().enumerate() {
-            let mut back = [0; 128];
-            stream.read_exact(&mut back).unwrap();
-            assert!(back.starts_with(format!("again {number} {n}.").as_bytes()));
-            assert_eq!(String::from_utf8_lossy(&back[64..]).trim(), *backend);
-        }
-    }
-    let _served: Vec<_> = answering.into_iter().map(|server| server.join().unwrap()).collect();
-    let stats = balancer.stats().unwrap();
-    assert_eq!(stats.dropped().packets, 0, "{:?}", stats.reasons);
-}
-
-#[test]
-fn connections_come_and_go_and_leave_nothing_behind() {
-    let total = common::times(4_000, 100_000, 100);
-    let clients = 8;
-    let lab = Nat::new(clients, 3).unwrap();
-    let mut timeouts = NatTimeouts::default();
-    timeouts.time_wait = Duration::from_secs(1);
-    timeouts.reset = Duration::from_secs(1);
-    let balancer = NatBalancer::load(&NatConfig::default().timeouts(timeouts)).unwrap();
-    let _attached = attach(&lab, &balancer);
-    let vip = ip(VIPS[0]);
-    let backends = backends(&lab, false, 8080);
-    let stop = Arc::new(AtomicBool::new(false));
-    let servers: Vec<_> = lab
-        .backends
-        .iter()
-        .zip(&backends)
-        .map(|(ns, at)| {
-            let listener = ns.run(|| TcpListener::bind(*at).unwrap());
-            listener.set_nonblocking(true).unwrap();
-            let (stop, at) = (Arc::clone(&stop), *at);
-            thread::spawn(move || {
-                while !stop.load(Ordering::SeqCst) {
-                    match listener.accept() {
-                        Ok((mut stream, _)) => {
-                            stream.set_nonblocking(false).unwrap();
-                            answer(&mut stream, at);
-                        }
-                        Err(_) => thread::sleep(Duration::from_micros(100)),
-                    }
-                }
-            })
-        })
-        .collect();
-    balancer.insert(ServiceAddr::tcp(vip, 80), &NatService::new(backends)).unwrap();
-    let workers: Vec<_> = lab
-        .clients
-        .iter()
-        .enumerate()
-        .map(|(number, ns)| {
-            ns.spawn(move || {
-                for n in 0..total / clients {
-                    let mut stream = TcpStream::connect_timeout(&(vip, 80).into(), PATIENCE)
-                        .unwrap_or_else(|error| panic!("client {number}, connection {n}: {error}"));
-                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                    ask(&mut stream, &format!("client {number} connection {n}"));
-                }
-            })
-        })
-        .collect();
-    workers.into_iter().for_each(|worker| worker.join().unwrap());
-    stop.store(true, Ordering::SeqCst);
-    servers.into_iter().for_each(|server| server.join().unwrap());
-
-    let stats = balancer.service_stats(&ServiceAddr::tcp(vip, 80)).unwrap();
-    assert_eq!((stats.refused, stats.no_backend), (0, 0));
-    assert!(stats.opened >= (total / clients * clients) as u64 / 2, "{stats:?}");
-    let end = Instant::now() + PATIENCE;
-    while Instant::now() < end && !balancer.is_empty().unwrap() {
-        thread::sleep(Duration::from_millis(500));
-        balancer.collect().unwrap();
-    }
-    assert!(balancer.is_empty().unwrap(), "{:?}", balancer.counts().unwrap());
-    let active: u64 = balancer.backends(&service("tcp/198.51.100.10:80")).unwrap().iter().map(|b| b.stats.active).sum();
-    assert_eq!(active, 0);
 }

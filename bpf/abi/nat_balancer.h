@@ -22,10 +22,11 @@ enum nat_service_flags {
 /*
  * service.function: the numbers of the vips whose addresses those are, four to a word; then whose turn it is.
  * backend.function: NAT_TUPLE, of backends whose clients keep their address, is a number that all with that address, port
- * and protocol share.
+ * and protocol share; NAT_START, of all, says where the records of their connections are.
  */
 #define NAT_TURN 4
 #define NAT_TUPLE 1
+#define NAT_START 2
 
 /* Numbers of services, and of those: they share 15 bits of a key. */
 #define NAT_NUMBER_MAX 0x3fff
@@ -87,7 +88,7 @@ struct nat_connection {
 	__u16 backend;   /* number; with the identity of who had it */
 	__u16 address;   /* number of the vip that the backend sees as the client; NAT_KEPT_SOURCE: NAT_TUPLE */
 	__u32 identity;
-	__u32 acknowledged; /* host order: what confirms a TCP backend's answer */
+	__u32 expected; /* TCP, host order: what confirms the backend's answer; from then on, how far the client was of late */
 	/* The way to the client, from here on. */
 	__u32 hop_stamp; /* jiffies when it was asked for; 0: never */
 	__u32 interface;

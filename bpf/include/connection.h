@@ -129,19 +129,27 @@ static __always_inline bool nat_is_kept(__u32 flags)
 /* ---- places ------------------------------------------------------------------------------------------- */
 
 /*
- * Where the record of a connection is that a backend sees as this address, a vip, and port (host order). The ports of
- * one backend are scattered over all records, each backend's in a way of its own: else those of several would pile up in
- * some places and leave others empty. The factor is odd, so no two ports of one backend share a place unless there are
- * fewer records than ports.
+ * The ports of one backend are scattered over all records, each backend's in a way of its own: else those of several would
+ * pile up in some places and leave others empty. This is that way: where they start, and how far one port is from the
+ * next. Of a backend that is known, it is kept in backend.function[NAT_START]; mirrored by src/nat_balancer/table.rs.
  */
-static __always_inline __u32 nat_place(const struct nat_settings *s, const __be64 *backend, __be16 backend_port,
-				       __u8 protocol, __u32 address, __u32 port)
+static __always_inline __u64 nat_start(const struct nat_settings *s, const __be64 *backend, __be16 port, __u8 protocol)
 {
-	__u64 rest = (__u64)backend_port << 32 | (__u64)protocol << 16 | address;
-	__u64 start = mix64((backend[0] ^ s->secret[0]) + (backend[1] ^ s->secret[1]) * 0x9e3779b97f4a7c15ULL +
-			    (rest ^ s->secret[2]) * 0xc2b2ae3d27d4eb4fULL);
+	__u64 rest = (__u64)port << 32 | protocol;
 
-	return ((__u32)start + port * (__u32)(start >> 32 | 1)) & s->records_mask;
+	return mix64((backend[0] ^ s->secret[0]) + (backend[1] ^ s->secret[1]) * 0x9e3779b97f4a7c15ULL +
+		     (rest ^ s->secret[2]) * 0xc2b2ae3d27d4eb4fULL);
+}
+
+/*
+ * Where the record of a connection is that a backend sees as this address, a vip, and port (host order). The factor is
+ * odd, so no two ports of one backend and address share a place unless there are fewer records than ports.
+ */
+static __always_inline __u32 nat_place(const struct nat_settings *s, __u64 start, __u32 address, __u32 port)
+{
+	__u32 stride = (start >> 32) + address * 0x9e3779b1;
+
+	return ((__u32)start + address * 0x85ebca6b + port * (stride | 1)) & s->records_mask;
 }
 
 /* Where a client keeps its address, the other places that a record may have. */
@@ -156,9 +164,16 @@ static __always_inline __u32 nat_port(const struct nat_settings *s, __u64 choice
 	return s->first_port + ((choice & 0xffffffff) * (s->last_port - s->first_port + 1) >> 32);
 }
 
+/* The first choice follows from what chose the slot; ports of one client are apart, whatever chose theirs. */
+static __always_inline __u64 nat_first_choice(__u64 hash, __be16 client_port)
+{
+	return (hash + client_port * 0xc2b2ae3d27d4eb4fULL) * 0x9e3779b97f4a7c15ULL >> 7;
+}
+
+/* The others are made of the secret key: nobody can have all places of a client taken. */
 static __always_inline __u64 nat_choice(__u64 key, __u32 attempt)
 {
-	return attempt ? mix64(key + attempt) : key * 0x9e3779b97f4a7c15ULL >> 7;
+	return mix64(key + attempt);
 }
 
 /* The number of the vip whose address becomes the source. */

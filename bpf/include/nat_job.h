@@ -14,7 +14,7 @@
 /* Who wants a connection, and the search for its place. */
 struct nat_wish {
 	__be64 client[2];
-	__u64 key;  /* of the flow table */
+	__u64 key;  /* of the flow table; made when it is looked into */
 	__u64 hash; /* that chooses the slot */
 	__u32 service;
 	__u32 flags; /* enum nat_flags: the protocol, the family */

@@ -150,6 +150,32 @@ static __always_inline bool nat_drop(struct nat_connection *r, __u64 word, __u32
 	return true;
 }
 
+/*
+ * Has the second line of a key fetched beside the first: a new connection needs both, and a miss for each after the other
+ * would cost more than all the rest.
+ */
+static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
+{
+	__u32 index = flow_line_at(t, key, 1);
+	struct flow_line *line = bpf_map_lookup_elem(&flows_lines, &index);
+	__u64 word = line ? FLOW_ONCE(line->state[0]) : 0;
+
+	asm volatile("" ::"r"(word));
+}
+
+/* What the flow table says of a client: as nat_look_up(). Most packets need no key, so it is made here. */
+__attribute__((noinline, weak)) __u64 nat_look_up_client(struct nat_wish *wish)
+{
+	const struct flow_table *t = flows_open();
+	struct flow_entry entry;
+
+	if (!wish || !t)
+		return 0;
+	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
+	nat_touch(t, wish->key);
+	return flows_find(t, wish->key, &entry) ? (flow_value(entry.word) & NAT_VALUE_RECORD) + 1 : 0;
+}
+
 /* Where an attempt would put the record, and the port and address that come with it. */
 static __always_inline void nat_attempt(const struct nat_settings *s, const struct service *service,
 					const struct backend *backend, struct nat_wish *wish, __u32 attempt)
@@ -163,11 +189,11 @@ static __always_inline void nat_attempt(const struct nat_settings *s, const stru
 		wish->address = backend->function[NAT_TUPLE];
 		return;
 	}
-	choice = nat_choice(wish->key, attempt);
+	choice = attempt ? nat_choice(wish->key, attempt) : nat_first_choice(wish->hash, wish->client_port);
 	port = nat_port(s, choice);
 	wish->port = bpf_htons(port);
 	wish->address = nat_address(service, choice);
-	wish->place = nat_place(s, backend->address, backend->port, service->protocol, wish->address, port);
+	wish->place = nat_place(s, backend->function[NAT_START], wish->address, port);
 }
 
 enum nat_trial {
@@ -351,7 +377,7 @@ static __always_inline void nat_fill(struct nat_connection *r, const struct nat_
 	r->backend = wish->backend;
 	r->address = wish->address;
 	r->identity = identity;
-	r->acknowledged = 0;
+	r->expected = 0;
 	r->hop_stamp = 0;
 	r->service = wish->service;
 }
@@ -421,6 +447,8 @@ __attribute__((noinline, weak)) __u64 nat_open(struct nat_wish *wish)
 	if (!number || !backend || (backend->flags & (BACKEND_USED | BACKEND_KILLED)) != BACKEND_USED)
 		return opened.packed;
 	wish->backend = number;
+	/* Not made yet where the end of an earlier connection was found without it. */
+	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
 	flags = wish->flags | NAT_LIVE | NAT_COUNTED;
 	if (service->flags & NAT_DESTINATION_ONLY) {
 		/* It would answer itself, not us. */

@@ -184,7 +184,7 @@ static __always_inline __u64 nat_find_backend(const struct nat_settings *s, stru
 
 	if (!vip)
 		return nat_find_kept(q);
-	place = nat_place(s, q->source, q->source_port, q->protocol, vip, bpf_ntohs(q->destination_port));
+	place = nat_place(s, nat_start(s, q->source, q->source_port, q->protocol), vip, bpf_ntohs(q->destination_port));
 	r = nat_record(s, place);
 	if (!r || (nat_flags(NAT_ONCE(r->word)) & (NAT_LIVE | NAT_KEPT_SOURCE)) != NAT_LIVE ||
 	    r->port != q->destination_port || r->address != vip ||

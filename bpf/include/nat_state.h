@@ -9,6 +9,13 @@
 /* How far beyond the backend's SYN a client that confirms it may be, when data came with it (RFC 7413). */
 #define NAT_EARLY_WINDOW 16384
 
+/*
+ * How far a client's RST or FIN may be from where it was of late, to be believed. Anybody can forge one, but not where the
+ * client is. Ahead, there is room for what it sends between two samples, at half a gigabit a second.
+ */
+#define NAT_WINDOW_AHEAD (1U << 24)
+#define NAT_WINDOW_BEHIND (1U << 20)
+
 enum nat_verdict {
 	NAT_GOES_ON = 0,
 	NAT_BEGINS_ANEW = 1, /* a SYN after the end */
@@ -36,10 +43,31 @@ static __always_inline __u32 nat_tcp_from_backend(__u32 flags, const struct nat_
 	return g->tcp_flags & TCP_FIN ? flags | NAT_FIN_BACKEND : flags;
 }
 
-static __always_inline __u32 nat_tcp_from_client(__u32 flags, const struct nat_segment *g, __u32 acknowledged)
+/* Whether a sequence number may be the client's, of whom this one is known. */
+static __always_inline bool nat_is_in_window(__u32 sequence, __u32 expected)
 {
-	__u32 beyond = g->acknowledged - acknowledged;
+	return sequence - expected + NAT_WINDOW_BEHIND < NAT_WINDOW_AHEAD + NAT_WINDOW_BEHIND;
+}
 
+/*
+ * Samples how far the client is. The backend says what it has got, and is believed; who says to be the client only within
+ * the window.
+ */
+static __always_inline void nat_sample(struct nat_connection *r, const struct tcphdr *tcp, bool from_backend)
+{
+	__u32 sequence = bpf_ntohl(from_backend ? tcp->ack_seq : tcp->seq);
+
+	if (from_backend || nat_is_in_window(sequence, r->expected))
+		r->expected = sequence;
+}
+
+static __always_inline __u32 nat_tcp_from_client(__u32 flags, const struct nat_segment *g, __u32 expected)
+{
+	__u32 beyond = g->acknowledged - expected;
+
+	/* It goes on to the backend, which knows better; here it changes nothing. */
+	if (flags & NAT_CONFIRMED && g->tcp_flags & (TCP_RST | TCP_FIN) && !nat_is_in_window(g->sequence, expected))
+		return flags;
 	if (g->tcp_flags & TCP_RST)
 		return flags | NAT_RST_CLIENT;
 	flags &= ~NAT_RST_CLIENT;
@@ -137,18 +165,21 @@ __attribute__((noinline, weak)) int nat_step(struct nat_segment *g)
 		} else if (g->from_backend) {
 			flags = nat_tcp_from_backend(was, g);
 			if (flags & ~was & NAT_ANSWERED)
-				r->acknowledged = g->sequence + 1;
+				r->expected = g->sequence + 1;
 		} else {
 			if ((g->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN && nat_is_over(was))
 				return NAT_BEGINS_ANEW;
-			flags = nat_tcp_from_client(was, g, r->acknowledged);
+			flags = nat_tcp_from_client(was, g, r->expected);
 		}
 		if (nat_is_over(flags))
 			flags &= ~NAT_COUNTED;
 		if (__sync_val_compare_and_swap(&r->word, word,
 						nat_word(word >> NAT_GENERATION_SHIFT, flags, g->now)) == word) {
-			if (flags & ~was & NAT_CONFIRMED)
+			if (flags & ~was & NAT_CONFIRMED) {
+				if (flags & NAT_TCP)
+					r->expected = g->sequence + g->length;
 				nat_confirm(record, flags, g->now);
+			}
 			if (was & ~flags & NAT_COUNTED) {
 				nat_uncount(r, was);
 				nat_report(record, NAT_EVENT_CLOSED, flags);

@@ -24,6 +24,7 @@
 //! Everything here needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF); what is
 //! missing is an error, never a skipped test.
 
+pub mod audit;
 pub mod bench;
 pub mod bpffs;
 mod device;
@@ -38,6 +39,7 @@ pub mod topology;
 pub mod traffic;
 pub mod usage;
 
+pub use audit::{Audit, AuditReport};
 pub use device::{XdpPass, veth, xdp_program};
 pub use error::{Error, Result};
 pub use namespace::Namespace;
@@ -51,6 +53,17 @@ pub mod capability {
     pub const PERFMON: u32 = 38;
     /// CAP_BPF.
     pub const BPF: u32 = 39;
+}
+
+/// Gives the calling thread a table of open files of its own, so that the limit of one process (`RLIMIT_NOFILE`) is that of
+/// each such thread.
+///
+/// What is open now stays open here until the thread ends, whoever closes it elsewhere. What this thread opens from now on
+/// must be closed by it, too: to other threads the numbers mean something else, so nothing that owns a descriptor may
+/// be sent or returned.
+pub fn own_open_files() -> Result<()> {
+    use error::Context as _;
+    sys::unshare_files().context(|| "unshare the table of open files".into())
 }
 
 /// Leaves the calling thread, and only it, with these capabilities, to see what others than root see.

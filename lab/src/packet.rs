@@ -34,13 +34,34 @@ impl PacketSocket {
             socket::set_option(packet.as_fd(), libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
             socket::set_option(packet.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
             // Bursts of a test should fit; above the host's limit, which binds other programs.
-            socket::set_option(packet.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20)?;
+            socket::set_option(packet.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
             socket::bind_packet(packet.as_fd(), index)?;
             Ok(packet)
         };
         let about = ns.about(dev, "");
         let socket = ns.run(open).context(|| format!("{about}open a packet socket"))?;
         Ok(Self { socket, index, about })
+    }
+
+    /// Hands all frames that have arrived to `take`, as the kernel gives them, without waiting; answers how many. For
+    /// captures that must keep up: no memory is taken for each, and VLAN tags are not put back.
+    pub fn drain(&self, buffer: &mut Vec<u8>, mut take: impl FnMut(&[u8])) -> Result<usize> {
+        buffer.resize(BUFFER, 0);
+        let mut frames = 0;
+        loop {
+            match socket::recv_frame(self.as_fd(), buffer) {
+                Ok((len, _)) => take(&buffer[..len.min(BUFFER)]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(frames),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(Error::new(format!("{}receive a frame", self.about), error)),
+            }
+            frames += 1;
+        }
+    }
+
+    /// Frames that arrived and found no room since this was last asked.
+    pub fn lost(&self) -> Result<u32> {
+        socket::packet_drops(self.as_fd()).context(|| format!("{}ask for lost frames", self.about))
     }
 
     /// Also receives frames for other Ethernet addresses, as long as the socket is open.

@@ -72,7 +72,7 @@ impl SlotRule for NatRule {
     fn backend_words(&self, protocol: ServiceProtocol, target: Target, service: &Service) -> [u64; 3] {
         let kept = service.flags & DESTINATION_ONLY != 0;
         let number = if kept { self.tuples().number(&(protocol, target.address, target.port)) } else { None };
-        [0, number.unwrap_or(0).into(), 0]
+        [0, number.unwrap_or(0).into(), self.connections.start(protocol, target.address, target.port)]
     }
 }
 

@@ -2,18 +2,21 @@
 //! other side, and says how records change hands.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::config::FRAGMENTS;
 use crate::{
     Result,
-    abi::nat_balancer::{
-        ANSWERED, CLAIMED, CONFIRMED, COUNTED, Connection, FIN_BACKEND, FIN_CLIENT, FLAGS_SHIFT, GENERATION_SHIFT,
-        IPV6, KEPT_SOURCE, LIVE, NUMBER_MAX, RST_BACKEND, RST_CLIENT, STATES, Settings, TCP, VALUE_RECORD,
+    abi::{
+        nat_balancer::{
+            ANSWERED, CLAIMED, CONFIRMED, COUNTED, Connection, FIN_BACKEND, FIN_CLIENT, FLAGS_SHIFT, GENERATION_SHIFT,
+            IPV6, KEPT_SOURCE, LIVE, NUMBER_MAX, RST_BACKEND, RST_CLIENT, STATES, Settings, TCP, VALUE_RECORD,
+        },
+        service::Address,
     },
-    balancer::store::Table,
+    balancer::{ServiceProtocol, hash::mix64, store::Table},
     flow_table::{FlowTable, Secret, Shape},
     stage::StageCore,
     sys::{clock::Clock, mmap::LongMapping},
@@ -149,6 +152,19 @@ impl Connections {
     pub(super) fn find(&self, client: SocketAddr, service: u16) -> Option<u32> {
         let entry = self.flows.get(self.key(client, service))?;
         Some((entry.value() & VALUE_RECORD) as u32).filter(|record| *record < self.len())
+    }
+
+    /// As `nat_start`.
+    pub(super) fn start(&self, protocol: ServiceProtocol, address: IpAddr, port: u16) -> u64 {
+        let secret = self.settings.read(0).secret;
+        let [high, low] = Address::from(address).0;
+        let rest = u64::from(port.to_be()) << 32 | u64::from(protocol as u8);
+        let products = [
+            high ^ secret[0],
+            (low ^ secret[1]).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            (rest ^ secret[2]).wrapping_mul(0xc2b2_ae3d_27d4_eb4f),
+        ];
+        mix64(products.into_iter().fold(0, u64::wrapping_add))
     }
 
     /// As `nat_key`.

@@ -1,6 +1,7 @@
 //! What several tests share: counts by how thorough the run is, and a stage's answer in short.
 #![allow(dead_code, reason = "not every test uses everything")]
 
+pub(crate) mod busy;
 pub(crate) mod dsr;
 pub(crate) mod dsr_net;
 pub(crate) mod nat;

@@ -1,9 +1,13 @@
 //! A NAT balancer between a client's network and a backend's, for test runs: where packets come in, what comes out.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use xdpkit::{
-    Action, Interface, NatBalancer, NatConfig, NatMode, NatService, Reason, ServiceAddr, Stage as _, TestRun,
+    Action, AttachOptions, Attachment, Interface, NatBalancer, NatConfig, NatMode, NatService, Reason, ServiceAddr,
+    Stage as _, TestRun,
 };
 use xdpkit_lab::{frame::Frame, topology::Nat};
 
@@ -21,6 +25,27 @@ pub(crate) const SERVICES: [(&str, &str); 4] = [
     ("tcp/[2001:db8:a::100]:80", "[2001:db8:b::11]:8080"),
     ("udp/[2001:db8:a::100]:53", "[2001:db8:b::11]:5353"),
 ];
+
+/// Virtual addresses that exist nowhere: in the lab, the balancer is everybody's default gateway.
+pub(crate) const ROUTED_VIPS: [&str; 2] = ["198.51.100.10", "2001:db8:99::10"];
+/// For how long real hosts wait for each other.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Attaches to both sides of the lab's balancer.
+pub(crate) fn attach(lab: &Nat, balancer: &NatBalancer) -> Vec<Attachment> {
+    ["eth0", "eth1"]
+        .into_iter()
+        .map(|name| lab.balancer.run(|| balancer.attach(&AttachOptions::new(name)).unwrap()))
+        .collect()
+}
+
+/// The lab's backends, at this port.
+pub(crate) fn backends(lab: &Nat, ipv6: bool, port: u16) -> Vec<SocketAddr> {
+    lab.backend_addrs
+        .iter()
+        .map(|host| (if ipv6 { host.v6.into() } else { IpAddr::from(host.v4) }, port).into())
+        .collect()
+}
 
 /// Which side of the balancer a packet comes in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,6 +35,13 @@ pub(crate) fn unshare_net() -> io::Result<()> {
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
 }
 
+/// Gives the calling thread, and only it, a copy of the process's table of open files.
+pub(crate) fn unshare_files() -> io::Result<()> {
+    // SAFETY: takes a plain integer; CLONE_FILES concerns the calling thread only. Descriptors that it opens from now on
+    // exist in no other thread, which the one caller says in its documentation.
+    check(unsafe { libc::unshare(libc::CLONE_FILES) }).map(drop)
+}
+
 /// Puts the calling thread, and only it, into the namespace behind `ns`.
 pub(crate) fn setns_net(ns: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: `ns` is open for the duration of the call.

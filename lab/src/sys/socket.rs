@@ -91,6 +91,17 @@ pub(crate) fn bind_packet(socket: BorrowedFd<'_>, ifindex: u32) -> io::Result<()
     check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) }).map(drop)
 }
 
+/// How many frames a packet socket had no room for since this was last asked.
+pub(crate) fn packet_drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct tpacket_stats: frames, and drops among them.
+    let mut stats = [0_u32; 2];
+    let mut len = size_of_val(&stats) as libc::socklen_t;
+    let (level, name) = (libc::SOL_PACKET, libc::PACKET_STATISTICS);
+    // SAFETY: the kernel writes at most `len` bytes into `stats`, which outlives the call.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, stats.as_mut_ptr().cast(), &raw mut len) })?;
+    Ok(stats[1])
+}
+
 /// What the kernel says next to a received frame (`struct tpacket_auxdata`).
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -1,15 +1,17 @@
 //! UDP: an echo server and its client.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Deadline, is_timeout};
+use super::{Deadline, IDLE, is_timeout};
 use crate::error::{Context, Result};
 use crate::namespace::Namespace;
+use crate::sys;
 
 /// A UDP server that sends back what it receives; it stops when dropped.
 ///
@@ -43,12 +45,11 @@ impl Shared {
     fn serve(&self) {
         let mut buffer = vec![0; 65_536];
         while !self.stopping.load(Ordering::SeqCst) {
+            // The socket does not block: a receive that a shutdown ends has no sender, which std does not expect.
             let Ok((len, peer)) = self.socket.recv_from(&mut buffer) else {
+                let _ = sys::socket::wait_readable(self.socket.as_fd(), IDLE);
                 continue;
             };
-            if self.stopping.load(Ordering::SeqCst) {
-                return;
-            }
             {
                 let mut state = self.state();
                 state.datagrams += 1;
@@ -57,7 +58,9 @@ impl Shared {
                 }
             }
             // A peer that went away is reported by the next call; it is no reason to stop.
-            let _ = self.socket.send_to(&buffer[..len], peer);
+            while self.socket.send_to(&buffer[..len], peer).is_err_and(|error| is_timeout(&error)) {
+                thread::yield_now();
+            }
         }
     }
 }
@@ -65,12 +68,7 @@ impl Shared {
 impl UdpEcho {
     /// Listens on `addr` inside the namespace; port 0 lets the kernel choose.
     pub fn start(ns: &Namespace, addr: SocketAddr) -> Result<Self> {
-        let socket = ns.run(|| {
-            let socket = UdpSocket::bind(addr)?;
-            // So that its end is noticed. (Shut down, it would receive from no address, which std panics about.)
-            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-            io::Result::Ok(socket)
-        });
+        let socket = ns.run(|| UdpSocket::bind(addr).and_then(|socket| socket.set_nonblocking(true).map(|()| socket)));
         let socket = socket.context(|| format!("namespace {}: listen on UDP {addr}", ns.name()))?;
         let address = socket.local_addr().context(|| format!("read the address of {addr}"))?;
         let shared = Arc::new(Shared { socket, stopping: AtomicBool::new(false), state: Mutex::default() });
@@ -100,6 +98,7 @@ impl UdpEcho {
 impl Drop for UdpEcho {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
+        sys::socket::shutdown(self.shared.socket.as_fd(), Shutdown::Both);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
