@@ -4,7 +4,7 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: &[&str] = &["bench", "flow_table", "lpm", "rate", "yardstick"];
+const SOURCES: &[&str] = &["bench", "flow_table", "live", "lpm", "rate", "yardstick"];
 
 const CLANG_ARGS: &[&str] = &["-mcpu=v3", "-nostdinc", "-Wall", "-Wextra", "-Werror"];
 

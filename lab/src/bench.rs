@@ -22,6 +22,7 @@ mod flow_table;
 mod flows;
 mod kernel;
 mod layout;
+mod live;
 mod lpm;
 mod rate;
 mod yardstick;
@@ -38,6 +39,7 @@ pub use flow_table::{FlowAnswer, FlowOperation, FlowProbe, FlowRank, FlowStress}
 pub use flows::{Random, random_v4, random_v6};
 use kernel::{Programs, Run};
 use layout::Layout;
+pub use live::{LiveForward, LiveFrames};
 pub use lpm::{LpmProbe, Route};
 pub use rate::LruLimiter;
 pub use yardstick::Yardstick;
