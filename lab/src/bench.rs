@@ -23,6 +23,7 @@ mod flow_table;
 mod flows;
 mod kernel;
 mod layout;
+mod live;
 mod lpm;
 mod rate;
 mod verdict;
@@ -41,6 +42,7 @@ pub use flow_table::{FlowAnswer, FlowOperation, FlowProbe, FlowRank, FlowStress}
 pub use flows::{Random, random_v4, random_v6};
 use kernel::{Programs, Run};
 use layout::Layout;
+pub use live::{LiveForward, LiveFrames};
 pub use lpm::{LpmProbe, Route};
 pub use rate::LruLimiter;
 pub use verdict::VerdictProbe;

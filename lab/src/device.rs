@@ -1,10 +1,12 @@
 //! Interfaces: veth pairs, bridges, their settings, and the XDP program that only passes.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use netlink_packet_route::link::LinkAttribute;
 
+use crate::cpu::kernel_threads;
 use crate::error::{Context, Result};
 use crate::namespace::Namespace;
 use crate::sys;
@@ -71,6 +73,33 @@ impl Namespace {
             set.context(|| self.about(dev, &format!("turn offload {feature:#x} {}", if on { "on" } else { "off" })))?;
         }
         Ok(())
+    }
+
+    /// Turns the merging of received segments (GRO) on or off. On, a veth end receives by NAPI like a real card, without a
+    /// program too.
+    pub fn set_gro(&self, dev: &str, on: bool) -> Result<()> {
+        let set = sys::socket::set_offload(self.control(), dev, sys::socket::GRO, on);
+        set.context(|| self.about(dev, &format!("turn GRO {}", if on { "on" } else { "off" })))
+    }
+
+    /// Lets threads of the kernel receive for an interface, one a queue, and answers which: they can be kept on a CPU, and
+    /// tell how long they ran. A veth end needs GRO or a native program first. Not for two interfaces of one
+    /// name at the same time.
+    pub fn thread_napi(&self, dev: &str) -> Result<Vec<u32>> {
+        let prefix = format!("napi/{dev}-");
+        let before = kernel_threads(&prefix)?;
+        let write = || {
+            let sysfs = sys::mount::detached_sysfs()?;
+            fs::write(format!("/proc/self/fd/{}/class/net/{dev}/threaded", sysfs.as_raw_fd()), "1")
+        };
+        self.run(write).context(|| self.about(dev, "receive by threads"))?;
+        let mut threads = kernel_threads(&prefix)?;
+        threads.retain(|thread| !before.contains(thread));
+        if threads.is_empty() {
+            return Err(io::Error::other("there is no thread: it does not receive by NAPI"))
+                .context(|| self.about(dev, "receive by threads"));
+        }
+        Ok(threads)
     }
 
     /// Creates a bridge with the given ports, all up.

@@ -27,6 +27,8 @@
 pub mod audit;
 pub mod bench;
 pub mod bpffs;
+pub mod chart;
+pub mod cpu;
 mod device;
 mod error;
 pub mod frame;
@@ -34,6 +36,7 @@ mod namespace;
 mod netlink;
 pub mod packet;
 pub mod prefixes;
+pub mod process;
 mod sys;
 pub mod topology;
 pub mod traffic;

@@ -133,7 +133,7 @@ fn fill(table: &impl MapCore, values: &[u8], value_size: usize) -> io::Result<()
 }
 
 /// CPU time of this thread: unlike the wall clock it stands still while others run on this CPU.
-fn cpu_time() -> io::Result<Duration> {
+pub(super) fn cpu_time() -> io::Result<Duration> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is the struct that the call fills.
     check(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) })?;

@@ -6,6 +6,7 @@ pub(crate) mod mount;
 pub(crate) mod socket;
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -57,6 +58,36 @@ pub(crate) fn setns_before_exec(command: &mut Command, ns: impl AsRawFd + Send +
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; setns is a bare
     // system call and reading errno does not allocate.
     unsafe { command.pre_exec(enter) };
+}
+
+/// A set of CPUs, by number; those that the type has no room for are left out.
+pub(crate) fn cpu_set(cpus: &[usize]) -> libc::cpu_set_t {
+    // SAFETY: cpu_set_t is plain data, for which zeroes are valid.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    for cpu in cpus.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE as usize) {
+        // SAFETY: the set has room for this CPU.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    set
+}
+
+/// Lets a thread run on these CPUs only; 0: the calling one.
+pub(crate) fn set_affinity(thread: u32, cpus: &libc::cpu_set_t) -> io::Result<()> {
+    let thread = i32::try_from(thread).map_err(io::Error::other)?;
+    // SAFETY: the set outlives the call, and its size is stated.
+    check(unsafe { libc::sched_setaffinity(thread, size_of_val(cpus), cpus) }).map(drop)
+}
+
+/// Lets the child of `command` run on these CPUs only, and die with the thread that starts it.
+pub(crate) fn tie_before_exec(command: &mut Command, cpus: libc::cpu_set_t) {
+    let tie = move || {
+        // SAFETY: takes plain integers.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+        set_affinity(0, &cpus)
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; both are bare system calls, and
+    // the set was made before.
+    unsafe { command.pre_exec(tie) };
 }
 
 /// Whether a process of that id exists (a zombie still does).

@@ -1,4 +1,4 @@
-//! The mount system calls: a detached bpffs, or one mounted the old way.
+//! The mount system calls: a detached bpffs or sysfs, or a bpffs mounted the old way.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,8 +13,17 @@ const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 
 /// A bpffs that is mounted nowhere: it lives as long as the descriptor.
 pub(crate) fn detached_bpffs() -> io::Result<OwnedFd> {
+    detached(c"bpf")
+}
+
+/// A sysfs that shows the interfaces of the calling thread's network namespace, mounted nowhere.
+pub(crate) fn detached_sysfs() -> io::Result<OwnedFd> {
+    detached(c"sysfs")
+}
+
+fn detached(kind: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: the file system's name is a C string that outlives the call.
-    let context = check_fd(unsafe { libc::syscall(libc::SYS_fsopen, c"bpf".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let context = check_fd(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
     let (null, fd) = (ptr::null::<libc::c_char>(), context.as_raw_fd());
     // SAFETY: this command takes no key and no value; the context is open.
     let created = unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0) };

@@ -11,7 +11,9 @@ use super::{check, check_fd, check_len};
 
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// `ETHTOOL_STXCSUM`, `ETHTOOL_STSO`, `ETHTOOL_SGSO`, `ETHTOOL_SGRO`: segmentation needs checksums.
-pub(crate) const OFFLOADS: [u32; 4] = [0x17, 0x1f, 0x24, 0x2c];
+pub(crate) const OFFLOADS: [u32; 4] = [0x17, 0x1f, 0x24, GRO];
+/// `ETHTOOL_SGRO`.
+pub(crate) const GRO: u32 = 0x2c;
 
 /// `struct ethtool_value`.
 #[repr(C)]

@@ -1,14 +1,18 @@
 //! Real traffic from real sockets: servers and clients inside namespaces, in both families.
 
 mod http;
+mod iperf3;
 mod ping;
 mod tcp;
 mod udp;
+mod wrk;
 
 pub use http::{HttpServer, http_get};
+pub use iperf3::Iperf3;
 pub use ping::{PingReport, ping};
 pub use tcp::{TcpEcho, tcp_echo};
 pub use udp::{UdpEcho, udp_echo};
+pub use wrk::Wrk;
 
 use std::io;
 use std::net::SocketAddr;
