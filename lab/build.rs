@@ -4,8 +4,7 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: &[&str] =
-    &["bench", "checksum", "flow_table", "live", "lpm", "rate", "verdict", "yardstick"];
+const SOURCES: &[&str] = &["bench", "checksum", "flow_table", "live", "lpm", "rate", "verdict", "yardstick"];
 
 const CLANG_ARGS: &[&str] = &["-mcpu=v3", "-nostdinc", "-Wall", "-Wextra", "-Werror"];
 
