@@ -217,9 +217,9 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vi
 /* To the backend that was chosen, with the headers that `p` has found. */
 static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p, const struct choice *c, __u64 bytes)
 {
-	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &c->backend);
-	struct service *service = bpf_map_lookup_elem(&services, &c->service);
-	struct backend *backend = bpf_map_lookup_elem(&backends, &c->backend);
+	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &c->t.backend);
+	struct service *service = bpf_map_lookup_elem(&services, &c->t.service);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &c->t.backend);
 	__u32 overhead = 0, mtu;
 	struct inner inner;
 	bool ipip;
@@ -230,7 +230,7 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	if (p->network == NETWORK_IPV4 ? p->ip4->ttl <= 1 : p->ip6->hop_limit <= 1)
 		return verdict(REASON_HOP_LIMIT, XDP_PASS);
 	if (!next_hop_is_fresh(&state->hop))
-		find_way(ctx, c->backend, !ipip);
+		find_way(ctx, c->t.backend, !ipip);
 	if (state->hop.state != NEXT_HOP_FOUND && state->hop.state != NEXT_HOP_UNRESOLVED)
 		return verdict(no_way(&state->hop), XDP_DROP);
 	inner_read(p, &inner);
@@ -238,34 +238,33 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	mtu = state->hop.mtu;
 	if (state->hop.state == NEXT_HOP_FOUND && inner.length + overhead > mtu)
-		return refuse_too_big(ctx, c->service, mtu - overhead, p->network, !inner.frag_off);
+		return refuse_too_big(ctx, c->t.service, mtu - overhead, p->network, !inner.frag_off);
 
 	state->packets++;
 	state->bytes += bytes;
-	state->flows += c->opens;
+	state->flows += c->flags & CHOICE_OPENS;
 	if (p->network == NETWORK_IPV4)
 		ipv4_decrement_ttl(p->ip4);
 	else
 		p->ip6->hop_limit--;
 	if (ipip)
 		return forward_ipip(ctx, &inner, backend, &state->hop, c->hash, c->reason);
-	return forward_l2(ctx, p, c->backend, &state->hop, c->reason);
+	return forward_l2(ctx, p, c->t.backend, &state->hop, c->reason);
 }
 
 SEC("xdp.frags")
 int dsr_balancer(struct xdp_md *ctx)
 {
-	struct xdpkit_counters *all = stage_counters();
 	struct balancer_settings *now = balancer_settings();
-	union verdict v = { .reason = REASON_NOT_FOR_VIP, .action = XDP_PASS };
+	union verdict v = { .action = XDP_PASS };
+	struct xdpkit_counters *all;
 	struct service_state *state;
 	struct choice c = {};
 	struct packet p;
 	__u32 vip = 0;
 	__u64 bytes;
-	bool first = false, again = false;
 
-	if (!all || !now)
+	if (!now)
 		return XDP_ABORTED;
 	v.reason = parse(ctx, &p);
 	bytes = frame_bytes(ctx, &p);
@@ -277,43 +276,50 @@ int dsr_balancer(struct xdp_md *ctx)
 		/* Malformed or not, it is none of ours. */
 		if (v.reason == REASON_NONE)
 			v.reason = REASON_NOT_FOR_VIP;
-		return stage_end(ctx, all, bytes, v.reason, XDP_PASS);
+		goto end;
 	}
-	if (v.reason != REASON_NONE)
-		return stage_end(ctx, all, bytes, v.reason, XDP_DROP);
+	if (v.reason != REASON_NONE) {
+		v.action = XDP_DROP;
+		goto end;
+	}
 	if (ctx->ingress_ifindex == now->probe_interface) {
 		v.packed = forward_probe(ctx, vip);
-		return stage_end(ctx, all, bytes, v.reason, v.action);
+		goto end;
 	}
 
 	if (p.fragment == FRAGMENT_NONE && p.transport_header &&
 	    (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP)) {
 		choose_for_flow(&c, now, vip, &p);
 	} else {
-		first = choose_for_rest(ctx, &c, vip);
-		again = true;
+		choose_for_rest(ctx, &c, vip);
 	}
 	if (c.reason == REASON_FORWARDED || c.reason == REASON_ERROR_FORWARDED)
 		choose_by_slot(&c);
-	if (c.backend && again) {
-		if (first)
-			fragment_remember(ctx, c.backend, c.service);
-		/* Once more: what was parsed is not kept across calls. */
-		if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
-			choose(&c, REASON_NO_ROOM, XDP_DROP);
-	}
-	if (c.service) {
-		state = bpf_map_lookup_elem(&service_states, &c.service);
+	if (c.t.service) {
+		state = bpf_map_lookup_elem(&service_states, &c.t.service);
 		if (state) {
 			state->packets++;
 			state->bytes += bytes;
-			state->flows += c.opens;
-			state->no_backend += !c.backend && c.reason == REASON_NO_BACKEND;
+			state->flows += c.flags & CHOICE_OPENS;
+			state->no_backend += !c.t.backend && c.reason == REASON_NO_BACKEND;
 		}
 	}
-	if (c.backend) {
-		v.packed = forward(ctx, &p, &c, bytes);
-		return stage_end(ctx, all, bytes, v.reason, v.action);
+	if (!c.t.backend) {
+		v.packed = verdict(c.reason, c.action);
+		goto end;
 	}
-	return stage_end(ctx, all, bytes, c.reason, c.action);
+	if (c.flags & CHOICE_REST) {
+		if (c.flags & CHOICE_FIRST)
+			fragment_remember(ctx, c.t.backend, c.t.service);
+		/* Once more: what was parsed is not kept across calls. */
+		if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4) {
+			v.packed = verdict(REASON_NO_ROOM, XDP_DROP);
+			goto end;
+		}
+	}
+	v.packed = forward(ctx, &p, &c, bytes);
+end:
+	/* Looked up here, not before: the stack of a program with all its functions is short. */
+	all = stage_counters();
+	return all ? stage_end(ctx, all, bytes, v.reason, v.action) : XDP_ABORTED;
 }

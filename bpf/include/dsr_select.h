@@ -9,23 +9,27 @@
 #include "dsr_transition.h"
 #include "fragment.h"
 
+enum choice_flags {
+	CHOICE_OPENS = 1, /* a TCP SYN */
+	CHOICE_REST = 2,  /* by choose_for_rest() */
+	CHOICE_FIRST = 4, /* later fragments are to follow it */
+};
+
 /*
  * What was found out about a packet. With `t.word`, its slot decides; else its backend is known, or (0) it is not
  * forwarded, and `action` says what happens instead.
  */
 struct choice {
-	__u32 service;
-	__u32 backend;
 	__u32 hash; /* what varies by flow */
 	__u16 reason;
 	__u8 action;
-	__u8 opens; /* a TCP SYN */
+	__u8 flags; /* enum choice_flags */
 	struct transit t;
 };
 
 static __always_inline void choose(struct choice *c, __u32 reason, __u32 action)
 {
-	c->backend = 0;
+	c->t.backend = 0;
 	c->reason = reason;
 	c->action = action;
 }
@@ -42,17 +46,16 @@ static __always_inline bool choose_slot(struct choice *c, const struct service *
 	}
 	c->hash = hash;
 	c->t.word = *(volatile __u32 *)word;
-	c->backend = c->t.word & SLOT_BACKEND;
+	c->t.backend = c->t.word & SLOT_BACKEND;
 	c->t.slot = service->first_line * SLOT_LINE_WORDS + slot;
-	c->t.service = c->service;
 	return true;
 }
 
 static __always_inline void choose_by_slot(struct choice *c)
 {
 	if (c->t.word >> SLOT_PREVIOUS_SHIFT)
-		c->backend = transit(&c->t);
-	if (!c->backend)
+		c->t.backend = transit(&c->t);
+	if (!c->t.backend)
 		choose(c, REASON_NO_BACKEND, XDP_DROP);
 }
 
@@ -60,7 +63,7 @@ static __always_inline void choose_by_slot(struct choice *c)
 static __always_inline void choose_by_addresses(struct choice *c, const struct balancer_settings *now,
 						const struct packet *p)
 {
-	struct service *service = service_record(c->service);
+	struct service *service = service_record(c->t.service);
 	__u64 hash;
 
 	choose(c, REASON_NO_SERVICE, XDP_PASS);
@@ -135,8 +138,8 @@ static __always_inline void choose_for_error(struct xdp_md *ctx, struct choice *
 	choose(c, REASON_ERROR_UNKNOWN, XDP_PASS);
 	if (!quoted_flow(ctx, p, &flow))
 		return;
-	c->service = service_find(now, vip, flow.protocol, flow.port);
-	service = service_record(c->service);
+	c->t.service = service_find(now, vip, flow.protocol, flow.port);
+	service = service_record(c->t.service);
 	if (!service)
 		return;
 	if (flow.ipv6)
@@ -173,7 +176,7 @@ static __always_inline void choose_for_icmp(struct xdp_md *ctx, struct choice *c
 	} else if (!echo || now->echo == ECHO_PASS || !vip) {
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
 	} else if (now->echo == ECHO_BACKEND) {
-		c->service = vip->echo;
+		c->t.service = vip->echo;
 		choose_by_addresses(c, now, p);
 	} else if (answer_echo(ctx)) {
 		choose(c, REASON_ECHO_ANSWERED, XDP_TX);
@@ -191,8 +194,8 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 	struct service *service;
 	__u64 hash;
 
-	c->service = service_find(now, vip, p->protocol, port);
-	service = service_record(c->service);
+	c->t.service = service_find(now, vip, p->protocol, port);
+	service = service_record(c->t.service);
 	if (!service) {
 		choose(c, port ? REASON_NO_SERVICE : REASON_PORT_ZERO, port ? XDP_PASS : XDP_DROP);
 		return;
@@ -204,7 +207,8 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 		hash = flow_hash6(now->seed, (const any_u64 *)&p->ip6->saddr, (const any_u64 *)&p->ip6->daddr,
 				  flow_ports(service, client_port, port), p->protocol);
 	c->reason = REASON_FORWARDED;
-	c->opens = p->protocol == IPPROTO_TCP && (p->tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	if (p->protocol == IPPROTO_TCP && (p->tcp->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		c->flags |= CHOICE_OPENS;
 	if (!choose_slot(c, service, hash) || !(c->t.word >> SLOT_PREVIOUS_SHIFT))
 		return;
 	c->t.client[1] = 0;
@@ -216,26 +220,24 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 	c->t.what = p->network == NETWORK_IPV6 || !service->port ? TRANSIT_SIDE : 0;
 	if (p->protocol == IPPROTO_UDP)
 		c->t.what |= TRANSIT_UDP;
-	else if (c->opens)
+	else if (c->flags & CHOICE_OPENS)
 		c->t.what |= TRANSIT_SYN;
 	else if (p->tcp->flags & (TCP_FIN | TCP_RST))
 		c->t.what |= TRANSIT_END;
 }
 
-/*
- * What is neither a whole segment nor a whole datagram. Global: few packets need it. Weak: see parse.h. Answers whether
- * later fragments are to follow this packet.
- */
+/* What is neither a whole segment nor a whole datagram. Global: few packets need it. Weak: see parse.h. */
 __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct choice *c, __u32 vip)
 {
 	struct balancer_settings *now = balancer_settings();
 	struct packet p;
 
 	if (!now || !c || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
-		return false;
+		return 0;
+	c->flags = CHOICE_REST;
 	if (p.fragment == FRAGMENT_LATER) {
-		c->backend = fragment_find(&p, ctx, &c->service, &c->hash);
-		if (!c->backend)
+		c->t.backend = fragment_find(&p, ctx, &c->t.service, &c->hash);
+		if (!c->t.backend)
 			choose(c, REASON_FRAGMENT_UNKNOWN, XDP_DROP);
 		else
 			c->reason = REASON_FORWARDED;
@@ -243,14 +245,15 @@ __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct c
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
 	} else if (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP) {
 		choose_for_flow(c, now, vip, &p);
-		return p.fragment == FRAGMENT_FIRST;
+		if (p.fragment == FRAGMENT_FIRST)
+			c->flags |= CHOICE_FIRST;
 	} else if (p.fragment) {
 		/* A fragmented echo or error: nobody sends them, and a part cannot be answered. */
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
 	} else {
 		choose_for_icmp(ctx, c, now, vip, &p);
 	}
-	return false;
+	return 0;
 }
 
 #endif

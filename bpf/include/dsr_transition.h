@@ -68,7 +68,7 @@ enum transit_what {
 	TRANSIT_CURRENT = 32, /* of no flow: any backend will do */
 };
 
-/* A packet for a slot in transition. */
+/* A packet for a slot, in transition or not. All that is known of it, once: the stack of a program is short. */
 struct transit {
 	any_u64 client[2]; /* IPv4: the first four bytes, then zeroes */
 	__u32 ports; /* the service's in the upper half, as they stand in the packet */
@@ -76,7 +76,7 @@ struct transit {
 	__u32 slot; /* among all */
 	__u32 word;
 	__u32 what; /* enum transit_what */
-	__u32 reserved;
+	__u32 backend; /* for the caller: what it comes to */
 };
 
 /* Services have 12 bits, so an IPv4 address, a port and a service are below 2^60: the key is exact. */
