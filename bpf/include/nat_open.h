@@ -417,6 +417,9 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 		found = nat_look_up(wish->key);
 		opened.record = found ? found - 1 : number;
 	}
+	/* Among others as new, the second entry may have pushed out the first: the record went, and it leads nowhere. */
+	if (entered == NAT_ENTERED && (NAT_ONCE(r->word) ^ word) >> NAT_GENERATION_SHIFT)
+		entered = NAT_NO_ROOM;
 	if (entered == NAT_NO_ROOM)
 		opened.reason = REASON_CONNECTIONS_FULL;
 	if (entered != NAT_ENTERED)
