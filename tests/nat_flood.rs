@@ -1,4 +1,4 @@
-//! The NAT balancer in a flood of SYNs that nobody means: what is established stays, and the flood is seen. Traps: H2, H3.
+//! The NAT balancer in a flood of SYNs that nobody means: what is established stays, and the flood is seen. Traps: L14, H2.
 
 mod common;
 
@@ -83,6 +83,46 @@ fn h2_a_flood_of_ten_times_the_table_breaks_no_established_connection() {
         );
         // A client that is serious is served in the middle of it.
         establish(&bench, &name, SocketAddr::new(client(0).ip(), 9999));
+    }
+}
+
+#[test]
+fn l14_what_is_evicted_goes_in_both_directions_and_what_stays_stays_in_both() {
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let bench = Bench::with_services(&NatConfig::default().capacity(200), mode);
+        let name = service(SERVICES[0].0);
+        let vip = SocketAddr::new(name.address, 80);
+        // Not confirmed, so any may go for another.
+        let opened: Vec<_> = (0..1000)
+            .filter_map(|n| {
+                let client = SocketAddr::new(ip(&format!("10.0.0.{}", 20 + n % 30)), 2000 + n / 30);
+                let outcome = bench.client_sends(&Frame::tcp(client, vip)).reason;
+                let found = bench.balancer.find(client, &name).unwrap();
+                let is_there = if found.is_some() { Reason::Forwarded } else { Reason::ConnectionsFull };
+                assert_eq!(outcome, is_there, "{mode:?} {client}");
+                found
+            })
+            .collect();
+        let refused = 1000 - opened.len();
+        assert!(refused < 50, "{mode:?}: {refused}");
+        let mut gone = 0;
+        for was in &opened {
+            let there = bench.balancer.find(was.client, &name).unwrap().is_some();
+            gone += usize::from(!there);
+            let acknowledges = Frame::tcp(was.client, vip).flags(tcp::ACK).sequence(2, 1);
+            let answers = Frame::tcp(was.backend, was.source).flags(tcp::ACK).sequence(1, 2);
+            let found = bench.client_sends(&acknowledges).reason == Reason::Forwarded;
+            let back = bench.backend_sends(&answers);
+            assert_eq!(found, there, "{mode:?} {was}");
+            // A port may have been given to another client since.
+            let others = bench.balancer.find_by_backend(was.backend, was.source).unwrap();
+            assert_eq!(back.reason == Reason::Answered, !others.is_empty(), "{mode:?} {was}");
+            assert_eq!(others.iter().any(|other| other.client == was.client), there);
+        }
+        assert!((300..1000).contains(&gone), "{gone} of 1000 went");
+        let evicted = bench.balancer.evicted().unwrap();
+        assert!((gone..=gone + refused).contains(&(evicted as usize)), "{evicted} and {gone}, {refused} refused");
+        println!("{mode:?}: {gone} went, {refused} were refused");
     }
 }
 

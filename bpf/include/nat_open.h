@@ -163,6 +163,17 @@ static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
 	asm volatile("" ::"r"(word));
 }
 
+/* A function of its own for its stack. */
+__attribute__((noinline, weak)) int nat_make_key(struct nat_wish *wish)
+{
+	const struct flow_table *t = flows_open();
+
+	if (!wish || !t)
+		return 0;
+	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
+	return 1;
+}
+
 /* What the flow table says of a client: as nat_look_up(). Most packets need no key, so it is made here. */
 __attribute__((noinline, weak)) __u64 nat_look_up_client(struct nat_wish *wish)
 {
@@ -448,7 +459,7 @@ __attribute__((noinline, weak)) __u64 nat_open(struct nat_wish *wish)
 		return opened.packed;
 	wish->backend = number;
 	/* Not made yet where the end of an earlier connection was found without it. */
-	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
+	nat_make_key(wish);
 	flags = wish->flags | NAT_LIVE | NAT_COUNTED;
 	if (service->flags & NAT_DESTINATION_ONLY) {
 		/* It would answer itself, not us. */
