@@ -11,7 +11,7 @@ use common::{
 use xdpkit::{Action, BackendState, DsrConfig, DsrFlow, DsrService, PlacementReason, ServiceAddr, ServiceProtocol};
 use xdpkit_lab::frame::{Frame, tcp};
 
-const IDLE: Duration = Duration::from_millis(400);
+const IDLE: Duration = Duration::from_millis(600);
 
 fn config() -> DsrConfig {
     DsrConfig::default().services(8).table_size(1021).flows(8192).check_on_link(false)
