@@ -75,3 +75,15 @@ int array(struct xdp_md *ctx)
 		asm volatile("" ::"r"(*found));
 	return XDP_PASS;
 }
+
+/* The same, changed atomically: until that is done, nothing behind it begins. */
+SEC("xdp.frags")
+int atomic(struct xdp_md *ctx)
+{
+	__u32 index = scrambled(source(ctx)) >> (64 - WORDS_LOG);
+	__u64 *found = bpf_map_lookup_elem(&words, &index);
+
+	if (found)
+		__sync_fetch_and_add(found, 1);
+	return XDP_PASS;
+}

@@ -34,6 +34,8 @@ pub struct Yardstick {
     pub insert: f64,
     /// A word of an array of 2^24, for each key its own.
     pub array: f64,
+    /// The same word changed atomically, which is what a table that CPUs share costs at least.
+    pub atomic: f64,
 }
 
 impl Yardstick {
@@ -45,25 +47,32 @@ impl Yardstick {
         Random::new(9).shuffle(&mut others);
         let frame = Frame::udp(flows[0], SocketAddr::from(([198, 51, 100, 1], 53))).payload(&[0; 18]).build();
         let [before, harness] = [Harness::new(&frame, &others)?, Harness::new(&frame, &flows)?];
-        let [look_up, insert, array] = Self::load(keys as u32).context(|| "load the yardstick".into())?;
+        let [look_up, insert, array, atomic] = Self::load(keys as u32).context(|| "load the yardstick".into())?;
         before.verdict(look_up.as_fd(), keys as u32)?;
         harness.verdict(look_up.as_fd(), keys as u32)?;
-        let known: [BorrowedFd<'_>; 2] = [look_up.as_fd(), array.as_fd()];
+        let known: [BorrowedFd<'_>; 3] = [look_up.as_fd(), array.as_fd(), atomic.as_fd()];
         let costs = harness.costs_above_empty(&known, rounds)?;
         // So many that each one more evicts another.
         harness.verdict(insert.as_fd(), 4 * keys as u32)?;
         let fresh = harness.cost_above_empty(insert.as_fd(), rounds)?;
-        Ok(Self { keys, look_up: costs[0].median, insert: fresh.median, array: costs[1].median })
+        let [look_up, array, atomic] = [0, 1, 2].map(|row| costs[row].median);
+        Ok(Self { keys, look_up, insert: fresh.median, array, atomic })
     }
 
-    fn load(keys: u32) -> io::Result<[OwnedFd; 3]> {
+    fn load(keys: u32) -> io::Result<[OwnedFd; 4]> {
         let mut storage = MaybeUninit::uninit();
         let mut open = skel::YardstickSkelBuilder::default().open(&mut storage).map_err(io_error)?;
         // An LRU_HASH of just as many entries evicts before it is full.
         open.maps.hash.set_max_entries(2 * keys).map_err(io_error)?;
         let loaded = open.load().map_err(io_error)?;
         let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
-        Ok([own(loaded.progs.look_up.as_fd())?, own(loaded.progs.insert.as_fd())?, own(loaded.progs.array.as_fd())?])
+        let programs = &loaded.progs;
+        Ok([
+            own(programs.look_up.as_fd())?,
+            own(programs.insert.as_fd())?,
+            own(programs.array.as_fd())?,
+            own(programs.atomic.as_fd())?,
+        ])
     }
 
     /// A limit of the machine that it was found on, in nanoseconds, as it reads on this one: never less than it is, and
@@ -76,8 +85,11 @@ impl Yardstick {
 
 impl fmt::Display for Yardstick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { keys, look_up, insert, array } = self;
-        write!(f, "{keys} keys: LRU_HASH look-up {look_up:.1} ns, insertion {insert:.1} ns, array {array:.1} ns")
+        let Self { keys, look_up, insert, array, atomic } = self;
+        write!(
+            f,
+            "{keys} keys: LRU_HASH look-up {look_up:.1} ns, insertion {insert:.1} ns, array {array:.1} ns, atomically {atomic:.1} ns"
+        )
     }
 }
 
@@ -87,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_limit_grows_with_the_machines_figure_and_never_shrinks() {
-        let here = Yardstick { keys: 1 << 20, look_up: 236.0, insert: 748.0, array: 88.0 };
+        let here = Yardstick { keys: 1 << 20, look_up: 236.0, insert: 748.0, array: 88.0, atomic: 150.0 };
         assert_eq!(here.scale(130.0), 260.0);
         assert_eq!(Yardstick { array: 1.0, ..here }.scale(25.0), 25.0);
     }
