@@ -1,18 +1,21 @@
-//! The appliance as a program: its file, reloads, restarts and metrics, with traffic.
+//! The appliance as a program: its file, reloads, metrics and all functions at work. What happens to it under traffic, and
+//! health checks, have files of their own.
 #![cfg(feature = "serde")]
 
 mod common;
+#[path = "appliance_process/process.rs"]
+mod process;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
+    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
-    path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    path::Path,
+    process::Command,
     time::Duration,
 };
 
-use common::{times, traffic::Lockstep};
+use process::{FILE, Place, Running, example};
 use serde_json::{Value, json};
 use xdpkit_lab::{
     Namespace,
@@ -21,116 +24,9 @@ use xdpkit_lab::{
     traffic::{HttpServer, http_get, ping},
 };
 
-/// A directory for the appliance's file.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("xdpkit-appliance-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self) -> PathBuf {
-        self.0.join("appliance.toml")
-    }
-
-    fn write(&self, text: &str) {
-        fs::write(self.file(), text).unwrap();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn example() -> PathBuf {
-    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/appliance");
-    assert!(path.exists(), "{}: build the examples first (cargo test --features serde does)", path.display());
-    path
-}
-
-/// A running appliance, and what it says.
-struct Running {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Running {
-    fn start(place: &Namespace, file: &Path, more: &[&str]) -> Self {
-        let mut command = place.command(example());
-        command.arg("--config").arg(file).arg("--json").args(more).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The next event, which must be of this kind.
-    fn expect(&mut self, event: &str) -> Value {
-        let line = self.lines.next().expect("it goes on").unwrap();
-        let object: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(object["event"], event, "{object}");
-        object
-    }
-
-    fn signal(&self, name: &str) {
-        // A bare system has no kill program, but every shell knows how.
-        let line = format!("kill -{name} {}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
-    }
-
-    /// The answer to a SIGHUP.
-    fn reload(&mut self) -> Result<(), String> {
-        self.signal("HUP");
-        let line: Value = serde_json::from_str(&self.lines.next().expect("it goes on").unwrap()).unwrap();
-        match line["event"].as_str() {
-            Some("reloaded") => {
-                self.expect("ready");
-                Ok(())
-            }
-            Some("reload_refused") => Err(line["error"].as_str().unwrap().to_owned()),
-            _ => panic!("{line}"),
-        }
-    }
-
-    /// Ends it politely; answers the last statistics.
-    fn stop(mut self) -> Value {
-        self.signal("TERM");
-        let stats = self.expect("stats");
-        self.expect("stopped");
-        assert!(self.lines.next().is_none());
-        assert_eq!(self.child.wait().unwrap().code(), Some(0));
-        stats
-    }
-
-    /// As `kill -9` does, wherever it is.
-    fn kill(self) {
-        drop(self);
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Also when a test fails half-way: nothing stays behind.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn answers(lab: &Pair, to: IpAddr) -> bool {
     ping(&lab.client, to, 1, Duration::ZERO, Duration::from_millis(500)).unwrap().received == 1
 }
-
-const FILE: &str = "
-[interface.eth0]
-chain = ['watch', 'edge']
-[monitor.watch]
-[firewall.edge]
-settings.sample = 1
-deny = ['10.0.0.66', 'fd00::66']
-";
 
 fn refusal(place: &Place, text: &str) -> String {
     place.write(text);
@@ -260,75 +156,6 @@ fn a_reload_brings_the_new_file_into_force_and_a_wrong_one_changes_nothing() {
     assert!(stats["functions"]["more"]["reasons"]["denied"].as_u64().unwrap() > 0, "{stats}");
     assert!(stats["functions"].get("watch").is_none(), "{stats}");
     assert_eq!(both.map(|to| answers(&lab, to)), [true; 2], "detached");
-}
-
-/// What `./x soak` runs for a time of your choice: whatever may happen to an appliance, in any order. Nothing denied passes,
-/// nothing allowed is lost, and every denied packet is counted once.
-#[test]
-fn soak_reloads_kills_and_upgrades_in_any_order_under_traffic() {
-    let seconds = std::env::var("XDPKIT_SOAK_SECONDS");
-    let seconds = seconds.map_or(times(4, 60, 2) as u64, |text| text.parse().expect("XDPKIT_SOAK_SECONDS: seconds"));
-    let lab = Pair::new().unwrap();
-    let place = Place::new("soak");
-    place.write(FILE);
-    let pins = BpfFs::new().unwrap();
-    let pin = pins.path().join("appliance");
-    let pin = ["--pin", pin.to_str().unwrap()];
-    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
-    appliance.expect("ready");
-    let traffic = Lockstep::start(&lab);
-    let mut random = fastrand::Rng::new();
-    println!("seed {}", random.get_seed());
-    let end = std::time::Instant::now() + Duration::from_secs(seconds);
-    let (mut reloads, mut restarts) = (0, 0);
-    while std::time::Instant::now() < end || reloads == 0 || restarts == 0 {
-        if random.u8(..4) > 0 {
-            let mut chain = vec!["'edge'"];
-            let (watched, limited) = (random.bool(), random.bool());
-            let mut more = String::new();
-            if watched {
-                chain.insert(random.usize(..2), "'watch'");
-                more += &format!("[monitor.watch]\nsettings.sample = {}\n", random.u8(..3));
-            }
-            if limited {
-                chain.insert(random.usize(..=chain.len()), "'limits'");
-                more +=
-                    &format!("[rate_limiter.limits]\nsettings.limits = {{ all = '{}000000/s' }}\n", random.u32(1..100));
-            }
-            let own: Vec<String> =
-                (0..random.usize(..50)).map(|_| format!("'198.51.{}.0/24'", random.u8(..))).collect();
-            let text = format!(
-                "[interface.eth0]\nchain = [{}]\n{more}[firewall.edge]\ndeny = ['10.0.0.66', 'fd00::66']\ncount = [{}]\n",
-                chain.join(", "),
-                own.join(", ")
-            );
-            let invalid = random.u8(..5) == 0;
-            place.write(&if invalid { text.replace("fd00::66", "fd00::66/129") } else { text.clone() });
-            assert_eq!(appliance.reload().is_err(), invalid, "{text}");
-            if invalid {
-                // So that the next start finds a right one.
-                place.write(&text);
-                appliance.reload().unwrap();
-            }
-            reloads += 1;
-        } else {
-            let old = if random.bool() {
-                Some(appliance)
-            } else {
-                appliance.kill();
-                None
-            };
-            appliance = Running::start(&lab.server, &place.file(), &pin);
-            assert_eq!(appliance.expect("ready")["adopted"], true);
-            drop(old);
-            restarts += 1;
-        }
-        assert!(traffic.is_running(), "after {reloads} reloads and {restarts} restarts");
-    }
-    let sent = traffic.stop();
-    println!("{reloads} reloads, {restarts} restarts, {sent:?}");
-    let stats = appliance.stop();
-    assert_eq!(stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap(), sent.denied, "{stats}");
 }
 
 #[test]
@@ -504,73 +331,4 @@ fn metrics_tell_every_counter_and_a_parser_reads_them() {
     assert_eq!(value("xdpkit_firewall_rules", &[("function", "edge")]), 2.0);
     assert_eq!(value("xdpkit_events_lost_total", &[("function", "watch")]), 0.0);
     appliance.stop();
-}
-
-#[test]
-fn reloads_under_traffic_lose_nothing_and_let_nothing_by() {
-    let lab = Pair::new().unwrap();
-    let place = Place::new("reloads");
-    place.write(FILE);
-    let mut appliance = Running::start(&lab.server, &place.file(), &[]);
-    appliance.expect("ready");
-    let traffic = Lockstep::start(&lab);
-    let files = [
-        FILE.to_owned(),
-        FILE.replace("'watch', 'edge'", "'edge', 'watch'"),
-        "not toml".into(),
-        FILE.replace("deny = [", "allow = ['10.0.0.0/24']\ndeny = ["),
-        FILE.replace("'watch', 'edge'", "'edge'").replace("[monitor.watch]", ""),
-        FILE.replace("10.0.0.66", "10.0.0.66/33"),
-        FILE.replace("'watch', 'edge'", "'watch', 'more', 'edge'")
-            + "[firewall.more]\ndeny = ['10.0.0.0/8 to 9.9.9.9']",
-        FILE.replace("sample = 1", "capacity = 3"),
-    ];
-    let reloads = times(40, 1000, 8);
-    for reload in 0..reloads {
-        let text = &files[reload * 5 % files.len()];
-        place.write(text);
-        let invalid = ["not toml", "/33", "capacity"].iter().any(|mark| text.contains(mark));
-        assert_eq!(appliance.reload().is_err(), invalid, "{text}");
-        assert!(traffic.is_running(), "reload {reload}: {text}");
-    }
-    let sent = traffic.stop();
-    assert!(sent.denied > reloads as u64, "{sent:?}");
-    let stats = appliance.stop();
-    let denied = stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap();
-    assert_eq!(denied, sent.denied, "each denied packet met that firewall once");
-}
-
-#[test]
-fn kills_and_upgrades_under_traffic_lose_nothing_and_let_nothing_by() {
-    let lab = Pair::new().unwrap();
-    let place = Place::new("kills");
-    place.write(FILE);
-    let pins = BpfFs::new().unwrap();
-    let pin = pins.path().join("appliance");
-    let pin = ["--pin", pin.to_str().unwrap()];
-    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
-    assert_eq!(appliance.expect("ready")["adopted"], false);
-    let traffic = Lockstep::start(&lab);
-    let rounds = times(6, 100, 2);
-    for round in 0..rounds {
-        // Killed: the data path stays. Upgraded: the new process takes over while the old one lives.
-        let upgraded = round % 2 == 1;
-        let old = if upgraded {
-            Some(appliance)
-        } else {
-            appliance.kill();
-            None
-        };
-        appliance = Running::start(&lab.server, &place.file(), &pin);
-        assert_eq!(appliance.expect("ready")["adopted"], true);
-        if let Some(old) = old {
-            old.kill();
-        }
-        assert!(traffic.is_running(), "round {round}");
-    }
-    let sent = traffic.stop();
-    assert!(sent.denied > rounds as u64, "{sent:?}");
-    let stats = appliance.stop();
-    let denied = stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap();
-    assert_eq!(denied, sent.denied, "counters go on over all of it");
 }
