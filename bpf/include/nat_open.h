@@ -365,7 +365,8 @@ __attribute__((noinline, weak)) __u32 nat_enter(__u64 key, __u32 record, __u32 n
 		job->claim.key = key;
 		job->claim.now = now / NAT_STAMP_UNIT;
 		answer = flows_claim(&job->claim);
-		if (job->claim.victim_key)
+		/* The other entry of the same connection is put back by the caller. */
+		if (job->claim.victim_key && (job->claim.victim_value & NAT_VALUE_RECORD) != record)
 			nat_end_victim(job->claim.victim_key, job->claim.victim_value & NAT_VALUE_RECORD, now);
 		if (answer == FLOW_FULL)
 			return NAT_NO_ROOM;
@@ -420,6 +421,12 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 	entered = nat_enter(wish->key, number, wish->now);
 	if (entered == NAT_ENTERED && flags & NAT_KEPT_SOURCE) {
 		entered = nat_enter(wish->kept_key, number, wish->now);
+		/* Both are wanted: where there is room for one only, it is as if there were none. */
+		if (entered == NAT_ENTERED && nat_look_up(wish->key) != (__u64)number + 1) {
+			entered = nat_enter(wish->key, number, wish->now);
+			if (entered != NAT_ENTERED || nat_look_up(wish->kept_key) != (__u64)number + 1)
+				entered = NAT_NO_ROOM;
+		}
 		/* The backend could not tell this connection from one that the client has by another service. */
 		if (entered == NAT_EXISTS)
 			opened.reason = REASON_PORTS_EXHAUSTED;
