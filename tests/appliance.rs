@@ -1,6 +1,6 @@
 //! The appliance as a program: its file, reloads, metrics and all functions at work. What happens to it under traffic, and
 //! health checks, have files of their own.
-#![cfg(feature = "serde")]
+#![cfg(all(feature = "serde", feature = "health", feature = "pcapng"))]
 
 mod common;
 #[path = "appliance_process/process.rs"]
@@ -89,6 +89,26 @@ fn a_bad_file_is_refused_with_the_place_and_the_value() {
         (
             "[interface.eth0]\nchain = ['a']\n[firewall.a]\nsettings.name = 'b'",
             "firewall.a.settings.name: `b`: expected none, or `a`: the table's name is the function's",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[dsr_balancer.a]\n[[dsr_balancer.a.service]]\naddress = 'tcp/10.0.0.1:80'\n\
+             backends = {}\nhealth = {}",
+            "dsr_balancer.a.service: `tcp/10.0.0.1:80`: health: expected the way of probes, with an address of this \
+             family: `probes = { interface = \"h1\", sources = [\"ADDRESS\"] }`",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[dsr_balancer.a]\nprobes = { interface = 'h1', sources = [] }",
+            "dsr_balancer.a.probes.interface: `h1`: expected an interface with `a` in its chain",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[dsr_balancer.a]\n[[dsr_balancer.a.service]]\naddress = 'tcp/10.0.0.1:*'\n\
+             backends = {}\nhealth = {}",
+            "dsr_balancer.a.service: `tcp/10.0.0.1:*`: health: target of a health check `10.0.0.1:0`: expected a port",
+        ),
+        (
+            "[interface.eth0]\nchain = ['a']\n[nat_balancer.a]\n[[nat_balancer.a.service]]\naddress = 'tcp/10.0.0.1:80'\n\
+             backends = { '10.0.0.2:80' = 1 }\nhealth = { fall = 0 }",
+            "nat_balancer.a.service: `tcp/10.0.0.1:80`: health: fall of a health check `0`: expected at least 1",
         ),
         (
             "[interface.eth0]\nchain = ['a']\n[firewall.a]\ndeny_files = ['list']",
@@ -331,4 +351,143 @@ fn metrics_tell_every_counter_and_a_parser_reads_them() {
     assert_eq!(value("xdpkit_firewall_rules", &[("function", "edge")]), 2.0);
     assert_eq!(value("xdpkit_events_lost_total", &[("function", "watch")]), 0.0);
     appliance.stop();
+}
+
+/// With another size than what is pinned has: no start, a reason, and all goes on. Under another name, it begins anew in its
+/// place.
+#[test]
+fn another_size_than_what_is_pinned_has_is_refused_with_the_way_out() {
+    let lab = Pair::new().unwrap();
+    let place = Place::new("sizes");
+    let pins = BpfFs::new().unwrap();
+    let directory = pins.path().join("appliance");
+    let pin = ["--pin", directory.to_str().unwrap()];
+    let text = "
+[interface.eth0]
+chain = ['edge', 'limits', 'direct', 'translated']
+[firewall.edge]
+settings.capacity = 1000
+deny = ['10.0.0.2']
+[rate_limiter.limits]
+settings.sources = 4096
+[dsr_balancer.direct]
+settings.flows = 4096
+[nat_balancer.translated]
+settings.capacity = 4096
+";
+    place.write(text);
+    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
+    appliance.expect("ready");
+    appliance.kill();
+    let client_is_denied = || !answers(&lab, lab.server_addr.v4.into());
+    assert!(client_is_denied());
+    let rows = [
+        ("capacity = 1000", "capacity = 2000", "edge` pinned in {}: it has `capacity", "1000", "2000"),
+        ("sources = 4096", "sources = 8192", "limits` pinned in {}: it has `sources", "4096", "8192"),
+        ("flows = 4096", "flows = 8192", "direct` pinned in {}: it has `flows", "4096", "8192"),
+        (
+            "\nsettings.capacity = 4096",
+            "\nsettings.capacity = 8192",
+            "translated` pinned in {}: it has `capacity",
+            "4096",
+            "8192",
+        ),
+        (
+            "capacity = 1000",
+            "capacity = 1000\nsettings.engine = 'compiled'",
+            "edge` pinned in {}: it has `engine",
+            "trie",
+            "compiled",
+        ),
+        (
+            "sources = 4096",
+            "sources = 4096\nsettings.prefix_v6 = 56",
+            "limits` pinned in {}: it has `prefix_v6",
+            "64",
+            "56",
+        ),
+        (
+            "flows = 4096",
+            "flows = 4096\nsettings.seed = 7",
+            "direct` pinned in {}: it has `seed",
+            "of its own",
+            "another one",
+        ),
+        (
+            "flows = 4096",
+            "flows = 4096\nsettings.table_size = 1021",
+            "direct` pinned in {}: it has `table_size",
+            "65552",
+            "1024",
+        ),
+        (
+            "\nsettings.capacity = 4096",
+            "\nsettings.capacity = 4096\nsettings.ports = { start = 2000, end = 3000 }",
+            "translated` pinned in {}: it has `ports",
+            "1024..=65535",
+            "2000..=3000",
+        ),
+    ];
+    for (old, new, setting, found, wanted) in rows.into_iter().take(common::times(4, 9, 1)) {
+        place.write(&text.replace(old, new));
+        let output = lab.server.command(example()).arg("--config").arg(place.file()).args(pin).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        let setting = setting.replace("{}", directory.to_str().unwrap());
+        let expected = format!(
+            "stage `{setting}` {found}, and {wanted} is asked for, which cannot change: ask for what it has, or for a stage of another name"
+        );
+        assert!(error.contains(&expected), "{error}");
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(client_is_denied(), "{new}: what is pinned goes on");
+    }
+    // The way out.
+    place.write(&text.replace("capacity = 1000", "capacity = 2000").replace("edge", "edge2"));
+    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
+    assert_eq!(appliance.expect("ready")["adopted"], true);
+    assert!(client_is_denied());
+    appliance.stop();
+}
+
+#[test]
+fn drops_are_captured_with_their_reason_and_rule() {
+    use pcap_file::pcapng::{Block, PcapNgReader, blocks::enhanced_packet::EnhancedPacketOption};
+    let lab = Pair::new().unwrap();
+    let place = Place::new("pcapng");
+    place.write(&FILE.replace("10.0.0.66", "10.0.0.2"));
+    let capture = place.0.join("drops.pcapng");
+    let mut appliance = Running::start(&lab.server, &place.file(), &["--pcapng", capture.to_str().unwrap()]);
+    appliance.expect("ready");
+    let pings = |count| {
+        let patience = Duration::from_millis(100);
+        ping(&lab.client, lab.server_addr.v4.into(), count, Duration::ZERO, patience).unwrap();
+    };
+    pings(3);
+    common::wait_for(|| fs::metadata(&capture).is_ok_and(|file| file.len() > 3 * 98));
+    // As logrotate does it.
+    let moved = place.0.join("drops.1.pcapng");
+    fs::rename(&capture, &moved).unwrap();
+    appliance.reload().unwrap();
+    pings(2);
+    common::wait_for(|| fs::metadata(&capture).is_ok_and(|file| file.len() > 2 * 98));
+    appliance.stop();
+    for (path, count) in [(moved, 3), (capture, 2)] {
+        let bytes = fs::read(&path).unwrap();
+        let mut reader = PcapNgReader::new(&bytes[..]).unwrap();
+        let mut comments = Vec::new();
+        while let Some(block) = reader.next_block() {
+            if let Block::EnhancedPacket(packet) = block.unwrap().into_owned() {
+                assert_eq!(packet.data[26..30], [10, 0, 0, 2], "the denied source");
+                comments.extend(packet.options);
+            }
+        }
+        let comment = EnhancedPacketOption::Comment("drop: denied, edge by rule 10.0.0.2/32".into());
+        assert_eq!(comments, vec![comment; count], "{}", path.display());
+        if common::times(0, 1, 0) == 1 {
+            let fields = ["-T", "fields", "-e", "frame.comment", "-e", "frame.interface_name", "-e", "ip.src"];
+            let output = Command::new("tshark").arg("-r").arg(&path).args(fields).output();
+            let output = output.expect("tshark is installed: ./x test --full does it");
+            let line = "drop: denied, edge by rule 10.0.0.2/32\teth0\t10.0.0.2\n";
+            assert_eq!(String::from_utf8_lossy(&output.stdout), line.repeat(count), "{}", path.display());
+        }
+    }
 }

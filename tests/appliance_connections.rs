@@ -1,6 +1,6 @@
 //! Live connections through an appliance's balancers, of both kinds and families, while it is killed, upgraded and reloaded:
 //! none breaks, new ones come about all the time, and nothing from a denied source gets through.
-#![cfg(feature = "serde")]
+#![cfg(all(feature = "serde", feature = "health", feature = "pcapng"))]
 
 mod common;
 #[path = "appliance_process/process.rs"]

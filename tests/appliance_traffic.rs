@@ -1,6 +1,6 @@
 //! The appliance under traffic: reloads, kills and upgrades, one after the other or in any order. Nothing that is denied
 //! passes, nothing that is allowed is lost, and each packet is counted once.
-#![cfg(feature = "serde")]
+#![cfg(all(feature = "serde", feature = "health", feature = "pcapng"))]
 
 mod common;
 #[path = "appliance_process/process.rs"]

@@ -10,7 +10,7 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use common::nat::{Bench, Outcome, SERVICES, at, ip, service};
 use fastrand::Rng;
-use nat_model::model::{CLIENT, Model, Packet};
+use nat_model::model::{BACKEND, CLIENT, Model, Packet};
 use xdpkit::{Action, ConnectionState, NatConfig, NatMode, Reason, ServiceAddr, ServiceProtocol};
 use xdpkit_lab::frame::tcp;
 

@@ -38,7 +38,11 @@ impl Drop for Place {
 
 pub(crate) fn example() -> PathBuf {
     let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/appliance");
-    assert!(path.exists(), "{}: build the examples first (cargo test --features serde does)", path.display());
+    assert!(
+        path.exists(),
+        "{}: build the examples first (cargo test --features serde,health,pcapng does)",
+        path.display()
+    );
     path
 }
 
@@ -73,11 +77,18 @@ impl Running {
 
     /// The answer to a SIGHUP.
     pub(crate) fn reload(&mut self) -> Result<(), String> {
+        self.reload_all(1)
+    }
+
+    /// The same where so many interfaces are ready afterwards.
+    pub(crate) fn reload_all(&mut self, interfaces: usize) -> Result<(), String> {
         self.signal("HUP");
         let line: Value = serde_json::from_str(&self.lines.next().expect("it goes on").unwrap()).unwrap();
         match line["event"].as_str() {
             Some("reloaded") => {
-                self.expect("ready");
+                for _ in 0..interfaces {
+                    self.expect("ready");
+                }
                 Ok(())
             }
             Some("reload_refused") => Err(line["error"].as_str().unwrap().to_owned()),

@@ -23,7 +23,7 @@ use crate::{
         dsr::network_at,
         nat::{BACKEND_MAC, Bench, CLIENT_MAC, SERVICES, Side, at, ip, service},
     },
-    nat_model::model::{Model, Packet},
+    nat_model::model::{BACKEND, CLIENT, Model, Packet},
     parser_oracle::{
         generate,
         oracle::{self, Oracle},
@@ -134,7 +134,8 @@ impl World {
             _ => (Side::Clients, (from, vip)),
         };
         let mut frame = if random.bool() {
-            let packet = Packet::random(random, model.as_ref());
+            let from = if side == Side::Clients { CLIENT } else { BACKEND };
+            let packet = Packet::random(random, from, model.as_ref());
             let mut frame = packet.frame(&service, ends.0, ends.1);
             if random.u8(..16) == 0 {
                 frame = frame.fragment(0, true);
