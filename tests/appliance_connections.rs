@@ -67,7 +67,7 @@ settings.limits = {{ tcp = '1000000/s' }}
 [dsr_balancer.direct]
 settings.table_size = 1021
 [nat_balancer.translated]
-settings.capacity = 4096
+settings.capacity = 65536
 settings.table_size = 1021
 "
         );
@@ -246,7 +246,7 @@ fn connections_survive_reloads() {
         (true, net.file(&CHAIN, &[1, 0])),
         (false, usual.replace("'tcp/192.168.178.100:7'", "'tcp/192.168.178.100:77777'")),
         (true, net.file(&CHAIN, &[0, 1])),
-        (false, usual.replace("capacity = 4096", "capacity = 8192")),
+        (false, usual.replace("capacity = 65536", "capacity = 8192")),
         (true, net.file(&["edge", "direct", "translated", "limits"], &[2, 1])),
         (false, usual.replace("9090' = 1", "9090' = -1")),
         (true, usual.clone()),
