@@ -239,6 +239,13 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 	if (!service || !backend)
 		return NAT_OCCUPIED;
 	nat_attempt(s, service, backend, wish, attempt);
+	/*
+	 * A port of this address that belongs to a service is not for us: its clients' packets would look the same. Nor is
+	 * what stands in its place a victim, or a connection that finds no other one would be refused for good.
+	 */
+	if (s->ports_shared && !(service->flags & NAT_DESTINATION_ONLY) &&
+	    nat_port_is_served(wish->address, service->protocol, wish->port))
+		return NAT_OCCUPIED;
 	r = nat_record(s, wish->place);
 	if (!r)
 		return NAT_OCCUPIED;
@@ -256,10 +263,6 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 			return NAT_OCCUPIED;
 		}
 	}
-	/* A port of this address that belongs to a service is not for us: its clients' packets would look the same. */
-	if (s->ports_shared && !(service->flags & NAT_DESTINATION_ONLY) &&
-	    nat_port_is_served(wish->address, service->protocol, wish->port))
-		return NAT_OCCUPIED;
 	if (!nat_claim(r, word, wish->now))
 		return NAT_OCCUPIED;
 	nat_let_go(r, wish->place, word);
