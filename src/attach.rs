@@ -150,7 +150,9 @@ fn refused(interface: &Interface, mode: XdpMode, cause: io::Error) -> Error {
         Some(libc::EBUSY | libc::EEXIST) => {
             let program = sys::net::xdp_state(interface.index()).ok().and_then(|state| state.program());
             return match program {
-                Some(program_id) => Error::ForeignProgram { interface: name, program_id },
+                Some(program_id) => {
+                    Error::ForeignProgram { interface: name, program_id, program: sys::program::name_of(program_id) }
+                }
                 None => Error::Interface { interface: name, operation: "attach: it is busy", cause },
             };
         }

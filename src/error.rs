@@ -49,12 +49,19 @@ pub enum Error {
         cause: io::Error,
     },
     /// Another XDP program holds the interface. It is never replaced or removed.
-    #[error("interface `{interface}` already runs XDP program {program_id}, which is not ours to replace")]
+    #[error(
+        "interface `{interface}` already runs XDP program {program_id}{}, which is not ours to replace{}",
+        named(program),
+        of_libxdp(program)
+    )]
     ForeignProgram {
         /// The interface.
         interface: String,
         /// The kernel's id of that program (`bpftool prog show id N`).
         program_id: u32,
+        /// Its name, as far as the kernel keeps it; empty where the kernel does not tell (which takes `CAP_SYS_ADMIN`).
+        /// `xdp_dispatcher` is libxdp's, see [`operations`](crate::operations).
+        program: String,
     },
     /// The kernel could not attach to or query an interface.
     #[error("interface `{interface}`: cannot {operation}: {cause}")]
@@ -206,6 +213,24 @@ pub enum Error {
         /// What this build or value needs.
         expected: String,
     },
+    /// What is pinned was made with another value of a setting that cannot change while it lives. It was left as it is.
+    #[error(
+        "stage `{stage}` pinned in {}: it has `{setting}` {found}, and {expected} is asked for, which cannot change: ask for \
+         what it has, or for a stage of another name",
+        path.display()
+    )]
+    PinnedSetting {
+        /// The directory of pins.
+        path: PathBuf,
+        /// The stage.
+        stage: String,
+        /// The setting, as it is called in the configuration.
+        setting: &'static str,
+        /// What the stage was made with.
+        found: String,
+        /// What the configuration wants.
+        expected: String,
+    },
     /// Taking over a pinned chain would drop stages that guard the interface now. Nothing was changed.
     #[error(
         "the chain pinned at {} has the stages {}, which the new one lacks: adopt them, or allow it with `replace_chain`",
@@ -304,6 +329,23 @@ pub enum Error {
         /// The kernel's answer.
         cause: io::Error,
     },
+}
+
+fn named(program: &str) -> String {
+    if program.is_empty() { String::new() } else { format!(" (`{program}`)") }
+}
+
+/// What libxdp attaches for others.
+const DISPATCHER: &str = "xdp_dispatcher";
+
+fn of_libxdp(program: &str) -> &'static str {
+    match program {
+        DISPATCHER => {
+            ": it is libxdp's dispatcher, which we do not join; `xdp-loader unload` takes its programs off, and one of \
+             section `xdp.frags` can stand at the end of our chain"
+        }
+        _ => "",
+    }
 }
 
 fn place(line: usize, text: &str) -> String {

@@ -1,6 +1,7 @@
 //! Stages: what all network functions have in common.
 
 use std::{
+    fmt,
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -160,6 +161,27 @@ impl StageCore {
             }
         }
         Ok(Self { shared: Shared::new(name, kind, used), instance })
+    }
+
+    /// Of an adopted stage: refuses a configuration with another value of a setting that cannot change any more.
+    pub(crate) fn was_made_with<T: PartialEq + fmt::Display>(
+        &self,
+        directory: &Path,
+        setting: &'static str,
+        found: T,
+        wanted: T,
+    ) -> Result<()> {
+        if found == wanted {
+            return Ok(());
+        }
+        let stage = self.shared.name.clone();
+        let (found, expected) = (found.to_string(), wanted.to_string());
+        Err(Error::PinnedSetting { path: directory.to_owned(), stage, setting, found, expected })
+    }
+
+    /// Entries of a map.
+    pub(crate) fn entries(&self, map: &str) -> u32 {
+        self.map(map).capacity()
     }
 
     pub(crate) fn map(&self, name: &str) -> &Map {

@@ -8,7 +8,7 @@ use xdpkit::{
     AttachOptions, Error, Firewall, FirewallConfig, Interface, MonitorConfig, PacketMonitor, Stage as _, XdpMode,
     preflight::{self, Severity},
 };
-use xdpkit_lab::{Namespace, topology::Pair, traffic::ping, veth};
+use xdpkit_lab::{Namespace, capability, topology::Pair, traffic::ping, veth};
 
 fn monitor() -> PacketMonitor {
     PacketMonitor::load(&MonitorConfig::default()).unwrap()
@@ -74,13 +74,43 @@ fn a_foreign_program_is_named_and_left_alone() {
     let _foreign = pair.server.xdp_pass("eth0").unwrap();
     for mode in [XdpMode::Native, XdpMode::Generic, XdpMode::Auto] {
         let error = pair.server.run(|| monitor().attach(&AttachOptions::new("eth0").mode(mode))).unwrap_err();
-        let Error::ForeignProgram { interface, program_id } = &error else { panic!("{mode}: {error}") };
-        assert_eq!(interface, "eth0");
+        let Error::ForeignProgram { interface, program_id, program } = &error else { panic!("{mode}: {error}") };
+        assert_eq!((interface.as_str(), program.as_str()), ("eth0", "lab_xdp_return"));
         assert!(*program_id > 0);
-        assert!(error.to_string().contains(&format!("already runs XDP program {program_id}")), "{error}");
+        let text = format!(
+            "interface `eth0` already runs XDP program {program_id} (`lab_xdp_return`), which is not ours to replace"
+        );
+        assert_eq!(error.to_string(), text);
     }
     let findings = pair.server.run(|| preflight::interface(&Interface::by_name("eth0").unwrap())).unwrap();
     assert!(findings.iter().any(|f| f.severity == Severity::Blocker && f.text.contains("attached already")));
+}
+
+#[test]
+fn the_dispatcher_of_libxdp_is_named_and_left_alone() {
+    let pair = Pair::new().unwrap();
+    let _dispatcher = pair.server.xdp_pass_named("eth0", "xdp_dispatcher").unwrap();
+    let error = pair.server.run(|| monitor().attach(&AttachOptions::new("eth0"))).unwrap_err();
+    assert!(matches!(&error, Error::ForeignProgram { program, .. } if program == "xdp_dispatcher"), "{error:?}");
+    assert!(
+        error.to_string().contains("it is libxdp's dispatcher, which we do not join; `xdp-loader unload`"),
+        "{error}"
+    );
+    assert_eq!(pings(&pair), 2, "it is still there, and packets go on");
+    // Without the right to look programs up by id, the number is all that there is.
+    let nameless = std::thread::spawn({
+        let ns = pair.server.clone();
+        move || {
+            ns.run(|| {
+                let monitor = monitor();
+                let (bpf, admin, perfmon) = (capability::BPF, capability::NET_ADMIN, capability::PERFMON);
+                xdpkit_lab::keep_capabilities(&[bpf, admin, perfmon]).unwrap();
+                monitor.attach(&AttachOptions::new("eth0")).unwrap_err()
+            })
+        }
+    });
+    let error = nameless.join().unwrap();
+    assert!(matches!(&error, Error::ForeignProgram { program, .. } if program.is_empty()), "{error:?}");
 }
 
 #[test]

@@ -1,12 +1,18 @@
-//! What four stages that pass every packet cost above one, against the cost of parsing.
+//! What chains cost above their stages: four that pass every packet against parsing four times, and an appliance's firewall,
+//! rate limiter and balancer against each of them alone.
 
 mod common;
 
 use common::is_emulated;
-use xdpkit::{Action, MonitorConfig, PacketMonitor, Pipeline, Reason, Stage};
+use xdpkit::{
+    Action, DsrBalancer, DsrConfig, DsrService, Firewall, FirewallConfig, MonitorConfig, PacketMonitor, Pipeline,
+    RateLimiter, RateLimiterConfig, Reason, Rule, Stage, Tier,
+};
 use xdpkit_lab::{
-    bench::{Harness, random_v4},
-    frame::Frame,
+    Namespace,
+    bench::{Cost, Harness, random_v4},
+    frame::{Frame, tcp},
+    veth,
 };
 
 /// Each round is one window of half a millisecond of each program. Fixed: to go on until the bound holds
@@ -46,4 +52,68 @@ fn four_stages_cost_little_more_than_parsing_four_times() {
     println!("ns above an empty program: parse {parse:.1}, one stage {one:.1}, four stages {four:.1}");
     println!("four stages cost {more:.1} ns more than one; allowed are {most:.1}");
     assert!(more <= most, "{more:.1} ns more, {most:.1} are allowed (parse {parse:.1}, one stage {one:.1})");
+}
+
+/// Windows of the appliance's chain. Medians of at least 11 were asked for.
+const APPLIANCE_ROUNDS: u32 = 101;
+
+#[test]
+fn an_appliance_costs_little_more_than_its_stages_alone() {
+    let (ns, peer) = (Namespace::new("balancer").unwrap(), Namespace::new("peer").unwrap());
+    veth((&ns, "eth0"), (&peer, "eth0")).unwrap();
+    ns.add_address("eth0", "192.168.178.10/24".parse().unwrap()).unwrap();
+    ns.enable_forwarding().unwrap();
+    for number in 20..25 {
+        ns.add_neighbour("eth0", [192, 168, 178, number].into(), [2, 0, 0, 0, 0, 9]).unwrap();
+    }
+    // The routes and neighbours of this thread's namespace are the balancer's.
+    ns.run(|| {
+        let firewall = Firewall::load(&FirewallConfig::default().capacity(2000_u32)).unwrap();
+        let denied = (0..1000).map(|n: u16| format!("203.{}.{}.0/24", n >> 8, n & 0xff).parse().unwrap());
+        firewall.replace_all(denied.map(|selector| (selector, Rule::deny()))).unwrap();
+        let limit = "1000000000/s".parse::<xdpkit::Rate>().unwrap();
+        let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(xdpkit::Scope::All, limit)).unwrap();
+        limiter.tiers().insert("203.0.113.0/24".parse().unwrap(), Tier::Exempt).unwrap();
+        let balancer = DsrBalancer::load(&DsrConfig::default()).unwrap();
+        let backends = (20..25).map(|number| ([192, 168, 178, number].into(), 1));
+        balancer.insert_service("tcp/192.168.178.100:80".parse().unwrap(), DsrService::l2(), backends).unwrap();
+        let chain = Pipeline::new(&[&firewall, &limiter, &balancer]).unwrap();
+
+        let (from, to) = ("10.0.0.1:1024".parse().unwrap(), "192.168.178.100:80".parse().unwrap());
+        let template = Frame::tcp(from, to).flags(tcp::ACK).payload(&[0; 18]).build();
+        let flows: Vec<_> = random_v4(1 << 11).into_iter().filter(|flow| !flow.to_string().starts_with("203.")).collect();
+        let harness = Harness::new(&template, &flows[..1 << 10]).unwrap();
+        // What is measured does its work.
+        let (action, _) = harness.verdict(chain.program_fd(), PACKETS).unwrap();
+        assert_eq!(action, Action::Redirect as u32, "test runs come in by another interface");
+        for (stage, reason) in [
+            (&firewall as &dyn Stage, Reason::DefaultAction),
+            (&limiter, Reason::WithinLimit),
+            (&balancer, Reason::Forwarded),
+        ] {
+            let stats = stage.stats().unwrap();
+            assert_eq!(stats.reason(reason).packets, PACKETS.into(), "{}: {stats:?}", stage.name());
+        }
+        if is_emulated() {
+            println!("the machine is emulated: only verdicts and counters were compared, not times");
+            return;
+        }
+
+        let programs = [firewall.program_fd(), limiter.program_fd(), balancer.program_fd(), chain.program_fd()];
+        let costs = harness.costs_above_empty(&programs, APPLIANCE_ROUNDS).unwrap();
+        let [parts @ .., whole] = costs.as_slice() else { unreachable!() };
+        let compare = |name: &str, of: fn(&Cost) -> f64| {
+            let sum: f64 = parts.iter().map(of).sum();
+            let alone: Vec<_> = parts.iter().map(|cost| format!("{:.1}", of(cost))).collect();
+            println!(
+                "{name} of {APPLIANCE_ROUNDS} windows, ns above empty: firewall, limiter, balancer alone {}, sum {sum:.1}, chain {:.1}",
+                alone.join(" "),
+                of(whole)
+            );
+            (of(whole), (sum * 1.05).max(sum + 3.0 * 3.0))
+        };
+        compare("minima", |cost| cost.minimum);
+        let (chain, most) = compare("medians", |cost| cost.median);
+        assert!(chain <= most, "the chain costs {chain:.1} ns, {most:.1} are allowed");
+    });
 }

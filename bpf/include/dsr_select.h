@@ -89,6 +89,9 @@ static __always_inline bool quoted_flow(struct xdp_md *ctx, const struct packet 
 	struct udphdr *ports;
 
 	__builtin_memset(flow, 0, sizeof(*flow));
+	/* Behind that many headers stands no honest error. */
+	if (p->at > 0x7f)
+		return false;
 	if (p->network == NETWORK_IPV4) {
 		ip4 = p->data + at;
 		if ((void *)(ip4 + 1) > p->end || ip4->version != 4 || ip4->ihl < 5 ||
@@ -118,6 +121,8 @@ static __always_inline bool quoted_flow(struct xdp_md *ctx, const struct packet 
 		}
 	}
 	if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP)
+		return false;
+	if (at > 0x1ff)
 		return false;
 	/* RFC 792 promises eight bytes, of which the first four are the ports. */
 	ports = p->data + (at & 0x1ff);

@@ -239,6 +239,13 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 	if (!service || !backend)
 		return NAT_OCCUPIED;
 	nat_attempt(s, service, backend, wish, attempt);
+	/*
+	 * A port of this address that belongs to a service is not for us: its clients' packets would look the same. Nor is
+	 * what stands in its place a victim, or a connection that finds no other one would be refused for good.
+	 */
+	if (s->ports_shared && !(service->flags & NAT_DESTINATION_ONLY) &&
+	    nat_port_is_served(wish->address, service->protocol, wish->port))
+		return NAT_OCCUPIED;
 	r = nat_record(s, wish->place);
 	if (!r)
 		return NAT_OCCUPIED;
@@ -256,10 +263,6 @@ __attribute__((noinline, weak)) int nat_try(struct nat_wish *wish, __u32 attempt
 			return NAT_OCCUPIED;
 		}
 	}
-	/* A port of this address that belongs to a service is not for us: its clients' packets would look the same. */
-	if (s->ports_shared && !(service->flags & NAT_DESTINATION_ONLY) &&
-	    nat_port_is_served(wish->address, service->protocol, wish->port))
-		return NAT_OCCUPIED;
 	if (!nat_claim(r, word, wish->now))
 		return NAT_OCCUPIED;
 	nat_let_go(r, wish->place, word);
@@ -365,7 +368,8 @@ __attribute__((noinline, weak)) __u32 nat_enter(__u64 key, __u32 record, __u32 n
 		job->claim.key = key;
 		job->claim.now = now / NAT_STAMP_UNIT;
 		answer = flows_claim(&job->claim);
-		if (job->claim.victim_key)
+		/* The other entry of the same connection is put back by the caller. */
+		if (job->claim.victim_key && (job->claim.victim_value & NAT_VALUE_RECORD) != record)
 			nat_end_victim(job->claim.victim_key, job->claim.victim_value & NAT_VALUE_RECORD, now);
 		if (answer == FLOW_FULL)
 			return NAT_NO_ROOM;
@@ -420,6 +424,12 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 	entered = nat_enter(wish->key, number, wish->now);
 	if (entered == NAT_ENTERED && flags & NAT_KEPT_SOURCE) {
 		entered = nat_enter(wish->kept_key, number, wish->now);
+		/* Both are wanted: where there is room for one only, it is as if there were none. */
+		if (entered == NAT_ENTERED && nat_look_up(wish->key) != (__u64)number + 1) {
+			entered = nat_enter(wish->key, number, wish->now);
+			if (entered != NAT_ENTERED || nat_look_up(wish->kept_key) != (__u64)number + 1)
+				entered = NAT_NO_ROOM;
+		}
 		/* The backend could not tell this connection from one that the client has by another service. */
 		if (entered == NAT_EXISTS)
 			opened.reason = REASON_PORTS_EXHAUSTED;

@@ -64,7 +64,7 @@ __attribute__((noinline, weak)) __u64 nat_other(struct xdp_md *ctx, __u32 vip)
 	if (!vip || !b || b->echo != ECHO_ANSWER || parse(ctx, &p) != REASON_NONE || !p.transport_header ||
 	    p.fragment != FRAGMENT_NONE)
 		return outcome.packed;
-	if ((p.network == NETWORK_IPV6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) != p.icmp->type)
+	if ((p.network == NETWORK_IPV6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) != p.icmp->type || p.icmp->code)
 		return outcome.packed;
 	if (!may_answer(b) || !answer_echo(ctx))
 		return outcome.packed;

@@ -89,6 +89,27 @@ __attribute__((noinline, weak)) int nat_keep_entry(__u64 key)
 	       flow_update(&entry, flow_value(entry.word) | NAT_VALUE_CONFIRMED);
 }
 
+/* Half of all stamps back: before what is unconfirmed, whatever its age, and behind what is free. */
+#define NAT_STAMP_OVER ((NAT_VALUE_STAMP_MASK + 1) / 2)
+
+__attribute__((noinline, weak)) int nat_spare_entry(__u64 key, __u32 record, __u32 now)
+{
+	const struct flow_table *t = flows_open();
+	struct flow_entry entry;
+
+	return t && flows_find(t, key, &entry) && (flow_value(entry.word) & NAT_VALUE_RECORD) == record &&
+	       flow_update(&entry, nat_value(record, now - (__u32)NAT_STAMP_OVER * NAT_STAMP_UNIT));
+}
+
+/* One that is over may go for a newer one again: without this, those that have closed would fill the flow table. */
+__attribute__((noinline, weak)) int nat_spare(__u32 record, __u32 flags, __u32 now)
+{
+	nat_spare_entry(nat_key_of(record, flags, false), record, now);
+	if (flags & NAT_KEPT_SOURCE)
+		nat_spare_entry(nat_key_of(record, flags, true), record, now);
+	return 1;
+}
+
 /* A confirmed connection may not go for a newer one: tells the flow table. */
 __attribute__((noinline, weak)) int nat_confirm(__u32 record, __u32 flags, __u32 now)
 {
@@ -175,11 +196,13 @@ __attribute__((noinline, weak)) int nat_step(struct nat_segment *g)
 			flags &= ~NAT_COUNTED;
 		if (__sync_val_compare_and_swap(&r->word, word,
 						nat_word(word >> NAT_GENERATION_SHIFT, flags, g->now)) == word) {
-			if (flags & ~was & NAT_CONFIRMED) {
-				if (flags & NAT_TCP)
-					r->expected = g->sequence + g->length;
+			if (flags & ~was & NAT_CONFIRMED && flags & NAT_TCP)
+				r->expected = g->sequence + g->length;
+			/* Confirmed, or after all not over. */
+			if (nat_is_kept(flags) && !nat_is_kept(was))
 				nat_confirm(record, flags, g->now);
-			}
+			else if (nat_is_kept(was) && !nat_is_kept(flags))
+				nat_spare(record, flags, g->now);
 			if (was & ~flags & NAT_COUNTED) {
 				nat_uncount(r, was);
 				nat_report(record, NAT_EVENT_CLOSED, flags);

@@ -161,6 +161,15 @@ pub(crate) fn read(path: &Path) -> Result<Plan, ConfigError> {
         }
         interfaces.insert(name, InterfacePlan { mode: table.mode, chain: table.chain, last: table.last });
     }
+    for (name, plan) in &functions {
+        let FunctionPlan::DsrBalancer(plan) = plan else { continue };
+        let Some(probes) = &plan.probes else { continue };
+        let on_it = |interface: &InterfacePlan| interface.chain.contains(name);
+        if !interfaces.get(&probes.interface).is_some_and(on_it) {
+            let problem = format!("`{}`: expected an interface with `{name}` in its chain", probes.interface);
+            return Err(ConfigError::new(path, &format!("dsr_balancer.{name}.probes.interface"), problem));
+        }
+    }
     if let Some((name, plan)) = functions.iter().find(|(name, _)| !used.contains(*name)) {
         let problem = "stands in no chain: packets would not meet it";
         return Err(ConfigError::new(path, &format!("{}.{name}", plan.kind()), problem));

@@ -2,20 +2,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
 };
 
 use serde::Deserialize;
-use xdpkit::{DsrBalancer, DsrConfig, DsrService, Forwarding, ServiceAddr};
+use xdpkit::{DsrBalancer, DsrConfig, DsrService, Forwarding, Interface, ServiceAddr};
 
-use crate::config::{ConfigError, check_name};
+use crate::{
+    config::{ConfigError, check_name},
+    health::{Balancer, HealthTable, ProbesTable, Still, Wanted, Watched, present_weight},
+};
 
 /// `[dsr_balancer.NAME]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DsrTable {
     settings: DsrConfig,
+    probes: Option<ProbesTable>,
     service: Vec<ServiceTable>,
 }
 
@@ -30,12 +35,14 @@ struct ServiceTable {
     by_source: bool,
     /// Weights.
     backends: BTreeMap<IpAddr, u32>,
+    health: Option<HealthTable>,
 }
 
 /// A balancer with its services.
 #[derive(Clone, Debug)]
 pub(crate) struct DsrPlan {
     pub(crate) settings: DsrConfig,
+    pub(crate) probes: Option<ProbesTable>,
     services: BTreeMap<ServiceAddr, ServicePlan>,
 }
 
@@ -43,6 +50,7 @@ pub(crate) struct DsrPlan {
 struct ServicePlan {
     service: DsrService,
     backends: BTreeMap<IpAddr, u32>,
+    health: Option<HealthTable>,
 }
 
 impl DsrTable {
@@ -55,13 +63,23 @@ impl DsrTable {
                 Forwarding::L2 => DsrService::l2(),
                 Forwarding::IpIp => DsrService::ipip(),
             };
-            let plan = ServicePlan { service: service.by_source(table.by_source), backends: table.backends };
+            if let Some(health) = &table.health {
+                let key = format!("{key}: `{}`", table.address);
+                health.validate(file, &key, target(&table.address))?;
+                if self.probes.as_ref().and_then(|probes| probes.source(&table.address)).is_none() {
+                    let problem = "health: expected the way of probes, with an address of this family: \
+                                   `probes = { interface = \"h1\", sources = [\"ADDRESS\"] }`";
+                    return Err(ConfigError::new(file, &key, problem));
+                }
+            }
+            let service = service.by_source(table.by_source);
+            let plan = ServicePlan { service, backends: table.backends, health: table.health };
             if services.insert(table.address, plan).is_some() {
                 let problem = format!("`{}`: expected once in a balancer", table.address);
                 return Err(ConfigError::new(file, &key, problem));
             }
         }
-        Ok(DsrPlan { settings: self.settings.name(name), services })
+        Ok(DsrPlan { settings: self.settings.name(name), probes: self.probes, services })
     }
 }
 
@@ -74,11 +92,20 @@ impl DsrPlan {
         (format!("{settings:?}") != format!("{:?}", self.settings)).then_some("*")
     }
 
-    /// Brings a balancer to this plan. Backends that are no more in it are drained; flows stay where they are.
-    pub(crate) fn apply(&self, balancer: &DsrBalancer) -> xdpkit::Result<()> {
+    /// Brings a balancer to this plan. Backends that are no more in it are drained; flows stay where they are. Who is down
+    /// gets no weight.
+    pub(crate) fn apply(&self, name: &str, balancer: &DsrBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
+        let probes = self.probes.as_ref().map(|probes| Interface::by_name(&probes.interface)).transpose()?;
         let present: BTreeMap<_, _> = balancer.services()?.into_iter().map(|entry| (entry.address, entry)).collect();
         for (address, plan) in &self.services {
-            let backends = plan.backends.iter().map(|(backend, weight)| (*backend, *weight));
+            let known = if present.contains_key(address) { balancer.backends(*address)? } else { Vec::new() };
+            let weight = |backend: &IpAddr, weight: u32| {
+                let entry = known.iter().find(|entry| entry.address == *backend);
+                let before = entry.and_then(|entry| present_weight(entry.state, entry.weight));
+                let held = plan.health.is_some() && still.holds_back(&watched(name, address, *backend), before);
+                if held { 0 } else { weight }
+            };
+            let backends = plan.backends.iter().map(|(backend, wanted)| (*backend, weight(backend, *wanted)));
             match present.get(address) {
                 Some(entry) if entry.service == plan.service => balancer.set_backends(*address, backends)?,
                 Some(_) => {
@@ -93,7 +120,37 @@ impl DsrPlan {
         for address in present.keys().filter(|address| !wanted.contains(address)) {
             balancer.remove_service(*address)?;
         }
+        balancer.set_probe_interface(probes.as_ref());
         balancer.set_echo(self.settings.echo);
         Ok(())
     }
+
+    /// The backends that are to be checked, once the balancer has them.
+    pub(crate) fn checks(&self, name: &str, balancer: &Arc<DsrBalancer>) -> xdpkit::Result<Vec<Wanted>> {
+        let mut all = Vec::new();
+        for (address, plan) in &self.services {
+            let Some((health, probes)) = plan.health.as_ref().zip(self.probes.as_ref()) else { continue };
+            let Some(host) = probes.source(address) else { continue };
+            for (backend, weight) in &plan.backends {
+                all.push(Wanted {
+                    watched: watched(name, address, *backend),
+                    weight: *weight,
+                    health: health.clone(),
+                    target: target(address),
+                    source: Some(balancer.probe_source(*address, *backend, host)?),
+                    balancer: Balancer::Dsr(Arc::clone(balancer)),
+                });
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Probes ask for the virtual address.
+fn target(service: &ServiceAddr) -> SocketAddr {
+    SocketAddr::new(service.address, service.port.unwrap_or(0))
+}
+
+fn watched(function: &str, service: &ServiceAddr, backend: IpAddr) -> Watched {
+    Watched { function: function.to_owned(), service: *service, backend: SocketAddr::new(backend, 0) }
 }

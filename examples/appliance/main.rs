@@ -3,14 +3,16 @@
 //! pins, a restart takes over what is at work, and no packet passes unjudged meanwhile.
 //!
 //! ```sh
-//! cargo run --example appliance --features serde -- --config appliance.toml --metrics 127.0.0.1:9108 --pin /sys/fs/bpf/edge
+//! cargo run --example appliance --features serde,health,pcapng -- --config appliance.toml --metrics 127.0.0.1:9108 --pin /sys/fs/bpf/edge
 //! ```
 //!
 //! `examples/appliance/appliance.toml` is a file with everything in it.
 
+mod capture;
 mod config;
 mod dsr_balancer;
 mod firewall;
+mod health;
 mod metrics;
 mod nat_balancer;
 mod rate_limiter;
@@ -32,6 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use capture::Capture;
 use common::{Flags, Output, Usage};
 use config::ConfigError;
 use serde_json::{Value, json};
@@ -40,6 +43,7 @@ use state::Appliance;
 const ABOUT: &str = "Runs the functions that a file names on the interfaces that it names.";
 const OWN_FLAGS: &str = "  --config FILE          what to run (TOML); read again at SIGHUP
   --metrics ADDR:PORT    serve http://ADDR:PORT/metrics
+  --pcapng FILE          append dropped packets that became events, for Wireshark; opened again at SIGHUP
   --pin DIR              survive restarts below this directory of a BPF file system
 ";
 
@@ -52,7 +56,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    let (mut file, mut listen, mut pin) = (None, None, None);
+    let (mut file, mut listen, mut pin, mut pcapng) = (None, None, None, None);
     let own = |flag: &str, value: &str| {
         match flag {
             "--config" => file = Some(PathBuf::from(value)),
@@ -60,6 +64,7 @@ fn run() -> Result<(), Box<dyn Error>> {
                 let address = value.parse::<SocketAddr>();
                 listen = Some(address.map_err(|_| Usage::new(flag, value, "ADDR:PORT, such as 127.0.0.1:9108"))?);
             }
+            "--pcapng" => pcapng = Some(PathBuf::from(value)),
             "--pin" => pin = Some(PathBuf::from(value)),
             _ => return Ok(false),
         }
@@ -75,7 +80,16 @@ fn run() -> Result<(), Box<dyn Error>> {
     signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))?;
 
     let output = Output { json: flags.json };
-    let appliance = Arc::new(Mutex::new(Appliance::start(config::read(&file)?, pin)?));
+    let plan = config::read(&file)?;
+    let at = |path: &PathBuf, error| format!("--pcapng: `{}`: {error}", path.display());
+    let mut capture = match pcapng.clone() {
+        Some(path) => Some(Capture::new(path.clone()).map_err(|error| at(&path, error))?),
+        None => None,
+    };
+    let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
+    if let Some(capture) = &mut capture {
+        capture.follow(&lock(&appliance))?;
+    }
     if let Some(address) = listen {
         let bound = metrics::serve(address, Arc::clone(&appliance))
             .map_err(|error| format!("--metrics: `{address}`: cannot listen there: {error}"))?;
@@ -93,6 +107,9 @@ fn run() -> Result<(), Box<dyn Error>> {
             let read = config::read(&file).map_err(Box::from);
             match read.and_then(|plan| lock(&appliance).reload(plan)) {
                 Ok(()) => {
+                    if let Some(capture) = &mut capture {
+                        capture.follow(&lock(&appliance))?;
+                    }
                     output.line(&json!({"event": "reloaded"}), || "reloaded".into());
                     ready(output, &lock(&appliance));
                 }
@@ -100,6 +117,14 @@ fn run() -> Result<(), Box<dyn Error>> {
                     format!("not reloaded, all is as before: {error}")
                 }),
             }
+        }
+        // A full disk is no reason to let packets go unjudged.
+        if let Some(Err(error)) = capture.as_mut().map(Capture::write) {
+            let path = pcapng.as_ref().map_or_else(String::new, |path| path.display().to_string());
+            output.line(&json!({"event": "capture_failed", "path": path, "error": error.to_string()}), || {
+                format!("{path}: {error}: no more packets are written")
+            });
+            capture = None;
         }
         if let (Some(at), Some(every)) = (next_stats, flags.stats_every)
             && Instant::now() >= at

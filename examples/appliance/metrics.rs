@@ -64,6 +64,8 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     let mut backend_bytes = Family::counter("xdpkit_backend_bytes", "Bytes of whole frames given to a backend");
     let mut backend_flows = Family::counter("xdpkit_backend_flows", "New flows given to a backend");
     let mut backend_weight = Family::gauge("xdpkit_backend_weight", "Weight of a backend, 0 while it is leaving");
+    let mut backend_up =
+        Family::gauge("xdpkit_backend_up", "1 while a backend answers its health checks, 0 while it does not");
     let mut transition = Family::gauge("xdpkit_slots_in_transition", "Slots that remember an earlier backend");
     let mut attached = Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface");
     for (name, function) in &appliance.functions {
@@ -142,6 +144,12 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
             }
         }
     }
+    for (watched, up) in appliance.watch.known() {
+        let backend = watched.backend;
+        let backend = if backend.port() == 0 { backend.ip().to_string() } else { backend.to_string() };
+        let service = watched.service.to_string();
+        backend_up.add(vec![("function", watched.function), ("service", service), ("backend", backend)], up.into());
+    }
     for (interface, chain) in &appliance.chains {
         let labels = vec![
             ("interface", interface.clone()),
@@ -166,6 +174,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         backend_bytes,
         backend_flows,
         backend_weight,
+        backend_up,
         attached,
     ])
 }

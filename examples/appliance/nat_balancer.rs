@@ -1,11 +1,14 @@
 //! The appliance's NAT balancers: their table in the file, and what is done with it.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
 use serde::Deserialize;
 use xdpkit::{NatBalancer, NatConfig, NatMode, NatService, Scheduler, ServiceAddr};
 
-use crate::config::{ConfigError, check_name};
+use crate::{
+    config::{ConfigError, check_name},
+    health::{Balancer, HealthTable, Still, Wanted, Watched, present_weight},
+};
 
 /// `[nat_balancer.NAME]`
 #[derive(Debug, Default, Deserialize)]
@@ -26,13 +29,20 @@ struct ServiceTable {
     scheduler: Scheduler,
     /// Weights.
     backends: BTreeMap<SocketAddr, u32>,
+    health: Option<HealthTable>,
 }
 
 /// A balancer with its services.
 #[derive(Clone, Debug)]
 pub(crate) struct NatPlan {
     pub(crate) settings: NatConfig,
-    services: BTreeMap<ServiceAddr, NatService>,
+    services: BTreeMap<ServiceAddr, ServicePlan>,
+}
+
+#[derive(Clone, Debug)]
+struct ServicePlan {
+    service: NatService,
+    health: Option<HealthTable>,
 }
 
 impl NatTable {
@@ -40,9 +50,15 @@ impl NatTable {
         check_name(file, "nat_balancer", name, &self.settings.name, &NatConfig::default().name)?;
         let mut services = BTreeMap::new();
         for table in self.service {
+            if let Some(health) = &table.health {
+                let key = format!("nat_balancer.{name}.service: `{}`", table.address);
+                for backend in table.backends.keys() {
+                    health.validate(file, &key, *backend)?;
+                }
+            }
             let service = NatService::default().mode(table.mode).scheduler(table.scheduler);
             let service = table.backends.into_iter().fold(service, |service, (to, weight)| service.backend(to, weight));
-            if services.insert(table.address, service).is_some() {
+            if services.insert(table.address, ServicePlan { service, health: table.health }).is_some() {
                 let problem = format!("`{}`: expected once in a balancer", table.address);
                 return Err(ConfigError::new(file, &format!("nat_balancer.{name}.service"), problem));
             }
@@ -60,9 +76,20 @@ impl NatPlan {
         (format!("{settings:?}") != format!("{:?}", self.settings)).then_some("*")
     }
 
-    /// Brings a balancer to this plan. Backends that are no more in it keep the connections that they have.
-    pub(crate) fn apply(&self, balancer: &NatBalancer) -> xdpkit::Result<()> {
-        for (address, service) in &self.services {
+    /// Brings a balancer to this plan. Backends that are no more in it keep the connections that they have. Who is down gets
+    /// no weight.
+    pub(crate) fn apply(&self, name: &str, balancer: &NatBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
+        let present = balancer.services();
+        for (address, plan) in &self.services {
+            let known = if present.contains(address) { balancer.backends(address)? } else { Vec::new() };
+            let mut service = plan.service.clone();
+            for (backend, weight) in &mut service.backends {
+                let entry = known.iter().find(|entry| entry.address == *backend);
+                let before = entry.and_then(|entry| present_weight(entry.state, entry.weight));
+                if plan.health.is_some() && still.holds_back(&watched(name, address, *backend), before) {
+                    *weight = 0;
+                }
+            }
             match balancer.get(address) {
                 Ok(old) if (old.mode, old.scheduler) == (service.mode, service.scheduler) => {
                     balancer.set_backends(address, &service.backends)?;
@@ -70,16 +97,39 @@ impl NatPlan {
                 Ok(_) => {
                     // Another way of translating is another service.
                     balancer.remove(address)?;
-                    balancer.insert(*address, service)?;
+                    balancer.insert(*address, &service)?;
                 }
-                Err(xdpkit::Error::UnknownService { .. }) => balancer.insert(*address, service)?,
+                Err(xdpkit::Error::UnknownService { .. }) => balancer.insert(*address, &service)?,
                 Err(error) => return Err(error),
             }
         }
-        for address in balancer.services().iter().filter(|address| !self.services.contains_key(address)) {
+        for address in present.iter().filter(|address| !self.services.contains_key(address)) {
             balancer.remove(address)?;
         }
         balancer.set_timeouts(&self.settings.timeouts)?;
         balancer.set_sample(self.settings.sample)
     }
+
+    /// The backends that are to be checked, at their own addresses.
+    pub(crate) fn checks(&self, name: &str, balancer: &Arc<NatBalancer>) -> Vec<Wanted> {
+        let mut all = Vec::new();
+        for (address, plan) in &self.services {
+            let Some(health) = &plan.health else { continue };
+            for (backend, weight) in &plan.service.backends {
+                all.push(Wanted {
+                    watched: watched(name, address, *backend),
+                    weight: *weight,
+                    health: health.clone(),
+                    target: *backend,
+                    source: None,
+                    balancer: Balancer::Nat(Arc::clone(balancer)),
+                });
+            }
+        }
+        all
+    }
+}
+
+fn watched(function: &str, service: &ServiceAddr, backend: SocketAddr) -> Watched {
+    Watched { function: function.to_owned(), service: *service, backend }
 }

@@ -5,13 +5,18 @@ use std::{
     error::Error,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use xdpkit::{
     AttachOptions, DsrBalancer, Firewall, NatBalancer, PacketMonitor, Pipeline, RateLimiter, Stage, open_program,
 };
 
-use crate::config::{FunctionPlan, InterfacePlan, Plan};
+use crate::{
+    common::Output,
+    config::{FunctionPlan, InterfacePlan, Plan},
+    health::{Still, Wanted, Watch},
+};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -20,8 +25,9 @@ pub(crate) enum Function {
     Monitor(PacketMonitor),
     Firewall(Box<Firewall>),
     RateLimiter(Box<RateLimiter>),
-    DsrBalancer(Box<DsrBalancer>),
-    NatBalancer(Box<NatBalancer>),
+    // Checks of their backends have them, too.
+    DsrBalancer(Arc<DsrBalancer>),
+    NatBalancer(Arc<NatBalancer>),
 }
 
 impl Function {
@@ -71,14 +77,23 @@ impl Function {
     }
 
     /// Brings it to its plan.
-    fn apply(&self, plan: &FunctionPlan) -> xdpkit::Result<()> {
+    fn apply(&self, name: &str, plan: &FunctionPlan, still: &Still<'_>) -> xdpkit::Result<()> {
         match (self, plan) {
             (Self::Monitor(monitor), FunctionPlan::Monitor(config)) => monitor.set_sample(config.sample),
             (Self::Firewall(firewall), FunctionPlan::Firewall(plan)) => plan.apply(firewall),
             (Self::RateLimiter(limiter), FunctionPlan::RateLimiter(plan)) => plan.apply(limiter),
-            (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.apply(balancer),
-            (Self::NatBalancer(balancer), FunctionPlan::NatBalancer(plan)) => plan.apply(balancer),
-            _ => unreachable!("`changes` refuses another kind"),
+            (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.apply(name, balancer, still),
+            (Self::NatBalancer(balancer), FunctionPlan::NatBalancer(plan)) => plan.apply(name, balancer, still),
+            _ => unreachable!("`check_change` refuses another kind"),
+        }
+    }
+
+    /// The backends that are to be checked.
+    fn checks(&self, name: &str, plan: &FunctionPlan) -> xdpkit::Result<Vec<Wanted>> {
+        match (self, plan) {
+            (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.checks(name, balancer),
+            (Self::NatBalancer(balancer), FunctionPlan::NatBalancer(plan)) => Ok(plan.checks(name, balancer)),
+            _ => Ok(Vec::new()),
         }
     }
 }
@@ -111,22 +126,34 @@ pub(crate) struct Appliance {
     pin: Option<PathBuf>,
     pub(crate) functions: BTreeMap<String, Function>,
     pub(crate) chains: BTreeMap<String, Pipeline>,
+    pub(crate) watch: Watch,
 }
 
 impl Appliance {
     /// Starts all functions, then attaches the chains. With a pin directory, takes over what an earlier process left.
-    pub(crate) fn start(plan: Plan, pin: Option<PathBuf>) -> Outcome<Self> {
-        let mut appliance = Self { plan, pin, functions: BTreeMap::new(), chains: BTreeMap::new() };
+    pub(crate) fn start(plan: Plan, pin: Option<PathBuf>, output: Output) -> Outcome<Self> {
+        let (functions, chains) = (BTreeMap::new(), BTreeMap::new());
+        let mut appliance = Self { plan, pin, functions, chains, watch: Watch::new(output) };
         for (name, plan) in &appliance.plan.functions {
             let function = Function::start(plan, appliance.pin.as_deref()).map_err(|error| named(name, error))?;
-            function.apply(plan).map_err(|error| named(name, error))?;
+            function.apply(name, plan, &appliance.watch.still()).map_err(|error| named(name, error))?;
             appliance.functions.insert(name.clone(), function);
         }
         for (interface, plan) in &appliance.plan.interfaces {
             let chain = appliance.chain(interface, plan, &appliance.functions)?;
             appliance.chains.insert(interface.clone(), chain);
         }
+        appliance.watch_backends()?;
         Ok(appliance)
+    }
+
+    /// Checks the backends that the plan wants checked, and no others.
+    fn watch_backends(&self) -> Outcome {
+        let mut wanted = Vec::new();
+        for (name, plan) in &self.plan.functions {
+            wanted.extend(self.functions[name].checks(name, plan).map_err(|error| named(name, error))?);
+        }
+        self.watch.set(wanted)
     }
 
     /// A chain, attached.
@@ -169,21 +196,23 @@ impl Appliance {
         let mut fresh = BTreeMap::new();
         for (name, new) in plan.functions.iter().filter(|(name, _)| !self.functions.contains_key(*name)) {
             let function = Function::start(new, self.pin.as_deref()).map_err(|error| named(name, error))?;
-            function.apply(new).map_err(|error| named(name, error))?;
+            function.apply(name, new, &self.watch.still()).map_err(|error| named(name, error))?;
             fresh.insert(name.clone(), function);
         }
+        let still = self.watch.still();
         let mut done = Vec::new();
         for (name, new) in &plan.functions {
             let Some(function) = self.functions.get(name) else { continue };
             done.push(name);
-            if let Err(error) = function.apply(new) {
+            if let Err(error) = function.apply(name, new, &still) {
                 for name in done {
                     // It was so a moment ago; the first error is the one to tell of.
-                    let _ = self.functions[name].apply(&self.plan.functions[name]);
+                    let _ = self.functions[name].apply(name, &self.plan.functions[name], &still);
                 }
                 return Err(named(name, error).into());
             }
         }
+        drop(still);
         self.functions.extend(fresh);
         for (interface, new) in &plan.interfaces {
             match self.chains.get_mut(interface) {
@@ -206,7 +235,7 @@ impl Appliance {
         }
         self.functions.retain(|name, _| plan.functions.contains_key(name));
         self.plan = plan;
-        Ok(())
+        self.watch_backends()
     }
 
     /// Ends: what is pinned stays at work for the next process, the rest is detached.

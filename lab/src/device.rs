@@ -30,10 +30,13 @@ pub struct XdpPass {
     _link: OwnedFd,
 }
 
+/// Programs are named so unless a test wants another name.
+const NAME: &str = "lab_xdp_return";
+
 /// Loads an XDP program that answers `action` to every packet, with or without the multi-buffer
 /// flag (`xdp.frags`): a stranger's program, for tests.
 pub fn xdp_program(action: u32, frags: bool) -> Result<OwnedFd> {
-    let program = sys::bpf::load_xdp_return(action as i32, frags);
+    let program = sys::bpf::load_xdp_return(NAME, action as i32, frags);
     program.context(|| "load an XDP program".into())
 }
 
@@ -119,14 +122,19 @@ impl Namespace {
     /// A veth end delivers what the other end's program transmits or redirects only if it has a
     /// native program itself.
     pub fn xdp_pass(&self, dev: &str) -> Result<XdpPass> {
-        let link = self.xdp_return(dev, sys::bpf::XDP_PASS)?;
+        self.xdp_pass_named(dev, NAME)
+    }
+
+    /// The same under a name of at most 15 bytes: somebody else's program.
+    pub fn xdp_pass_named(&self, dev: &str, name: &str) -> Result<XdpPass> {
+        let link = self.xdp_return(dev, name, sys::bpf::XDP_PASS)?;
         Ok(XdpPass { _link: link })
     }
 
-    fn xdp_return(&self, dev: &str, action: i32) -> Result<OwnedFd> {
+    fn xdp_return(&self, dev: &str, name: &str, action: i32) -> Result<OwnedFd> {
         let index = self.ifindex(dev)?;
         let attach = || {
-            let program = sys::bpf::load_xdp_return(action, true)?;
+            let program = sys::bpf::load_xdp_return(name, action, true)?;
             sys::bpf::attach_xdp_native(program.as_fd(), index)
         };
         self.run(attach).context(|| self.about(dev, "attach an XDP program"))
@@ -155,7 +163,7 @@ mod tests {
     /// Sends a broadcast from `from` to `balancer`, whose program sends it back; returns how often
     /// it arrives at `to`.
     fn echoed(from: (&Namespace, &str), balancer: (&Namespace, &str), to: (&Namespace, &str)) -> usize {
-        let _tx = balancer.0.xdp_return(balancer.1, sys::bpf::XDP_TX).unwrap();
+        let _tx = balancer.0.xdp_return(balancer.1, NAME, sys::bpf::XDP_TX).unwrap();
         let receiver = PacketSocket::open(to.0, to.1).unwrap();
         let frame = Frame::ethernet(0x88b5).macs([2, 0, 0, 0, 0, 9], [0xff; 6]).payload(&[7; 60]).build();
         PacketSocket::open(from.0, from.1).unwrap().send(&frame).unwrap();

@@ -29,6 +29,7 @@ use crate::{
         Book, Echo, ServiceAddr, Target,
         book::{Entry, backend_stats, service_stats},
     },
+    flow_table::Shape,
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{self, object::Plan, route::Route},
 };
@@ -124,12 +125,46 @@ impl DsrBalancer {
     /// it wants to go on where the last one ended. An adopted balancer keeps its services and settings.
     ///
     /// # Errors
-    /// As [`DsrBalancer::load`] and [`DsrBalancer::adopt`], but for [`Error::PinMissing`].
+    /// As [`DsrBalancer::load`] and [`DsrBalancer::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
+    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &DsrConfig) -> Result<Self> {
+        let directory = directory.as_ref();
         match Self::adopt(directory, &config.name) {
             Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => answer,
+            answer => {
+                let adopted = answer?;
+                adopted.was_made_with(directory, config)?;
+                Ok(adopted)
+            }
         }
+    }
+
+    /// Refuses a configuration that wants what cannot change any more.
+    fn was_made_with(&self, directory: &Path, config: &DsrConfig) -> Result<()> {
+        let core = &self.core;
+        config.capacities()?;
+        let (book, flows) = (self.book(), Shape::capacity_of(core.entries("flows_lines")));
+        book.was_made_with(core, directory, &config.book())?;
+        core.was_made_with(directory, "flows", flows, config.flow_shape().capacity())?;
+        let (found, wanted) = (book.rule.settings.read(0), config.settings());
+        for (setting, of) in [
+            ("idle", (|set| set.idle) as fn(&Settings) -> u32),
+            ("longest_transition", |set| set.longest),
+            ("udp_grace", |set| set.udp_grace),
+        ] {
+            let seconds = |set: &Settings| format!("{} s", transition::seconds(of(set)));
+            core.was_made_with(directory, setting, seconds(&found), seconds(&wanted))?;
+        }
+        // Without a prefix, they are this host's own addresses, which are found out later.
+        let differs_v4 = (found.outer4, found.outer4_mask) != (wanted.outer4, wanted.outer4_mask);
+        if let Some(net) = config.outer_v4.filter(|_| differs_v4) {
+            core.was_made_with(directory, "outer_v4", "another prefix".to_owned(), net.to_string())?;
+        }
+        let differs_v6 = (found.outer6, found.outer6_mask) != (wanted.outer6, wanted.outer6_mask);
+        if let Some(net) = config.outer_v6.filter(|_| differs_v6) {
+            core.was_made_with(directory, "outer_v6", "another prefix".to_owned(), net.to_string())?;
+        }
+        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
     }
 
     fn book(&self) -> MutexGuard<'_, Book<Transitions>> {

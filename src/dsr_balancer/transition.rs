@@ -26,6 +26,11 @@ pub(super) fn length(duration: Duration) -> u32 {
     u32::try_from((duration.as_nanos() >> TIME_SHIFT) + 1).unwrap_or(u32::MAX).min(i32::MAX as u32)
 }
 
+/// A length of time in the program's unit, in seconds.
+pub(super) fn seconds(length: u32) -> u64 {
+    (u64::from(length) << TIME_SHIFT) / 1_000_000_000
+}
+
 pub(super) fn now() -> u32 {
     time(sys::monotonic_coarse())
 }

@@ -134,12 +134,32 @@ impl Firewall {
     /// it wants to go on where the last one ended. An adopted firewall keeps its rules and policies.
     ///
     /// # Errors
-    /// As [`Firewall::load`] and [`Firewall::adopt`], but for [`Error::PinMissing`].
+    /// As [`Firewall::load`] and [`Firewall::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
+    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &FirewallConfig) -> Result<Self> {
+        let directory = directory.as_ref();
         match Self::adopt(directory, &config.name) {
             Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => answer,
+            answer => {
+                let adopted = answer?;
+                adopted.was_made_with(directory, config)?;
+                Ok(adopted)
+            }
         }
+    }
+
+    /// Refuses a configuration that wants what cannot change any more.
+    fn was_made_with(&self, directory: &Path, config: &FirewallConfig) -> Result<()> {
+        let core = &self.core;
+        let (capacity, sizes) = (config::capacity_of(core.entries("rules")), config.sizes()?);
+        core.was_made_with(directory, "capacity", capacity, config.capacity)?;
+        let name = |engine| if engine == ENGINE_COMPILED { "compiled" } else { "trie" };
+        let settings = self.book().settings.read();
+        core.was_made_with(directory, "engine", name(settings.engine), name(sizes.settings.engine))?;
+        core.was_made_with(directory, "rule_counters", settings.counters != 0, sizes.settings.counters != 0)?;
+        let lines = sizes.maps.iter().find(|(map, _)| *map == "lpm_lines").map_or(0, |(_, lines)| *lines);
+        core.was_made_with(directory, "table_lines", core.entries("lpm_lines"), lines)?;
+        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
     }
 
     /// From now on, follows the policies of this configuration; its name, engine and sizes are passed over. For an

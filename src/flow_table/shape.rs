@@ -31,6 +31,12 @@ impl Shape {
         self.lines * WAYS as u32
     }
 
+    /// The capacity in flows of a table of so many lines in all.
+    pub(crate) fn capacity_of(total: u32) -> u32 {
+        let stash = (total / (LINES_A_STASH_LINE + 1)).max(STASH_MIN);
+        total.saturating_sub(stash) * WAYS as u32
+    }
+
     /// Lines in all: entries of the map of lines.
     pub(crate) fn total(self) -> u32 {
         self.lines + self.stash

@@ -132,7 +132,11 @@ impl HealthCheck {
         self
     }
 
-    pub(super) fn validate(&self) -> Result<()> {
+    /// Says what is wrong with its numbers, if anything.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn validate(&self) -> Result<()> {
         let invalid = |what, value: String, expected| Err(Error::Invalid { what, value, expected });
         if self.timeout.is_zero() {
             return invalid("timeout of a health check", format!("{:?}", self.timeout), "more than 0");

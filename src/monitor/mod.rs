@@ -221,12 +221,24 @@ impl PacketMonitor {
     /// it wants to go on where the last one ended. An adopted monitor keeps its settings.
     ///
     /// # Errors
-    /// As [`PacketMonitor::load`] and [`PacketMonitor::adopt`], but for [`Error::PinMissing`].
+    /// As [`PacketMonitor::load`] and [`PacketMonitor::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
+    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &MonitorConfig) -> Result<Self> {
+        let directory = directory.as_ref();
         match Self::adopt(directory, &config.name) {
             Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => answer,
+            answer => {
+                let adopted = answer?;
+                adopted.was_made_with(directory, config)?;
+                Ok(adopted)
+            }
         }
+    }
+
+    /// Refuses a configuration that wants what cannot change any more.
+    fn was_made_with(&self, directory: &Path, config: &MonitorConfig) -> Result<()> {
+        let core = &self.core;
+        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
     }
 
     /// From now on, every n-th packet of each CPU becomes an event; 0 for none.

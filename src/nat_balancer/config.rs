@@ -244,7 +244,7 @@ macro_rules! setters {
 /// Connections take a record each; with two for each, a free one is found at the first or second place.
 const RECORDS_A_FLOW: u32 = 2;
 /// Where clients keep their address, a connection has two entries; and a table of ways is as good as empty up to half.
-const ENTRIES_A_FLOW: u32 = 3;
+pub(super) const ENTRIES_A_FLOW: u32 = 3;
 /// Fragmented datagrams that are followed at once, at least.
 pub(super) const FRAGMENTS: u32 = 1 << 14;
 /// As in the balancers' indices.

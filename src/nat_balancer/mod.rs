@@ -7,8 +7,9 @@ mod rule;
 mod table;
 
 use std::{
+    collections::BTreeSet,
     mem::offset_of,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -30,6 +31,7 @@ use crate::{
         Book, Target,
         book::{backend_stats, service_stats},
     },
+    flow_table::Shape,
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{self, clock::Clock, mmap::LongMapping, object::Plan},
 };
@@ -165,12 +167,36 @@ impl NatBalancer {
     /// it wants to go on where the last one ended. An adopted balancer keeps its services and settings.
     ///
     /// # Errors
-    /// As [`NatBalancer::load`] and [`NatBalancer::adopt`], but for [`Error::PinMissing`].
+    /// As [`NatBalancer::load`] and [`NatBalancer::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
+    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &NatConfig) -> Result<Self> {
+        let directory = directory.as_ref();
         match Self::adopt(directory, &config.name) {
             Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => answer,
+            answer => {
+                let adopted = answer?;
+                adopted.was_made_with(directory, config)?;
+                Ok(adopted)
+            }
         }
+    }
+
+    /// Refuses a configuration that wants what cannot change any more.
+    fn was_made_with(&self, directory: &Path, config: &NatConfig) -> Result<()> {
+        let core = &self.core;
+        let hertz = Clock::new()?.hertz();
+        config.capacities(hertz)?;
+        let (book, found) = (self.book(), self.connections.settings.read(0));
+        let capacity = |lines| Shape::capacity_of(lines) / config::ENTRIES_A_FLOW;
+        let wanted = capacity(config.shape().total());
+        core.was_made_with(directory, "capacity", capacity(core.entries("flows_lines")), wanted)?;
+        book.was_made_with(core, directory, &config.book(hertz))?;
+        let ports = format!("{}..={}", found.first_port, found.last_port);
+        core.was_made_with(directory, "ports", ports, format!("{:?}", config.ports))?;
+        let held: BTreeSet<IpAddr> = config.addresses.iter().copied().collect();
+        core.was_made_with(directory, "addresses", format!("{:?}", book.held), format!("{held:?}"))?;
+        core.was_made_with(directory, "reset_unknown", found.reset_unknown != 0, config.reset_unknown)?;
+        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
     }
 
     fn book(&self) -> MutexGuard<'_, Book<NatRule>> {

@@ -49,6 +49,11 @@ impl Plan {
         if class == NO_TIER { Some(own) } else { self.classes[class] }
     }
 
+    /// Events a second at most.
+    pub(super) fn events(&self) -> u32 {
+        self.events
+    }
+
     pub(super) fn full(&self) -> TableFull {
         match self.policy.full {
             FULL_PASS => TableFull::Pass,

@@ -34,7 +34,7 @@ use source::{Found, Source, tag};
 pub use tables::{Limits, Tier, Tiers, TiersReplaced};
 
 use crate::{
-    Count, Error, Events, PacketEvent, Result, Stage,
+    Count, Decision, Error, Events, PacketEvent, Result, Stage,
     abi::{
         event::Event,
         rate_limiter::{
@@ -43,7 +43,7 @@ use crate::{
         },
         reason::Counters,
     },
-    flow_table::FlowTable,
+    flow_table::{FlowTable, Shape},
     stage::{StageCore, StageKind, sealed::Sealed},
     sys::{self, mmap::LongMapping, object::Plan},
 };
@@ -175,12 +175,41 @@ impl RateLimiter {
     /// it wants to go on where the last one ended. An adopted limiter keeps its limits and policies.
     ///
     /// # Errors
-    /// As [`RateLimiter::load`] and [`RateLimiter::adopt`], but for [`Error::PinMissing`].
+    /// As [`RateLimiter::load`] and [`RateLimiter::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
+    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &RateLimiterConfig) -> Result<Self> {
+        let directory = directory.as_ref();
         match Self::adopt(directory, &config.name) {
             Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => answer,
+            answer => {
+                let adopted = answer?;
+                adopted.was_made_with(directory, config)?;
+                Ok(adopted)
+            }
         }
+    }
+
+    /// Refuses a configuration that wants what cannot change any more.
+    fn was_made_with(&self, directory: &Path, config: &RateLimiterConfig) -> Result<()> {
+        let core = &self.core;
+        let (sizes, plan) = (config.sizes()?, self.book().plan.clone());
+        let bits = |mask: &[u8]| mask.iter().map(|octet| octet.count_ones()).sum::<u32>();
+        let flows = |map: &str| Shape::capacity_of(core.entries(map));
+        core.was_made_with(directory, "prefix_v4", bits(&plan.policy.mask4), config.prefix_v4.into())?;
+        core.was_made_with(directory, "prefix_v6", bits(&plan.policy.mask6), config.prefix_v6.into())?;
+        core.was_made_with(directory, "sources", flows("buckets_lines"), sizes.buckets.capacity())?;
+        core.was_made_with(directory, "bans", flows("bans_lines"), sizes.bans.capacity())?;
+        core.was_made_with(directory, "tiers", core.entries("tiers") / 2, config.tiers)?;
+        let nanoseconds = |policy: &Policy| format!("{:?}", Duration::from_nanos(policy.protect));
+        core.was_made_with(directory, "protect", nanoseconds(&plan.policy), nanoseconds(&sizes.policy))?;
+        core.was_made_with(directory, "full", format!("{:?}", plan.full()), format!("{:?}", config.full))?;
+        let decision = |action| if action == Decision::Allow.action() { "allow" } else { "deny" };
+        let unsupported = |policy: &Policy| decision(policy.unsupported);
+        core.was_made_with(directory, "unsupported", unsupported(&plan.policy), unsupported(&sizes.policy))?;
+        let passes = |policy: &Policy| decision(policy.neighbours) == "allow";
+        core.was_made_with(directory, "pass_neighbours", passes(&plan.policy), passes(&sizes.policy))?;
+        core.was_made_with(directory, "events", plan.events(), config.events)?;
+        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
     }
 
     fn of(core: StageCore, book: Book, buckets: FlowTable<LongMapping>, bans: FlowTable<LongMapping>) -> Result<Self> {

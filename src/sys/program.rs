@@ -3,7 +3,7 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -126,6 +126,21 @@ impl Program {
         out.truncate(options.data_size_out as usize);
         let duration = Duration::from_nanos(options.duration.into());
         Ok(RunAnswer { code: options.retval, frame: out, duration })
+    }
+}
+
+/// The name of a program by its id, as far as the kernel keeps it; empty when it does not tell: that takes CAP_SYS_ADMIN.
+pub(crate) fn name_of(id: u32) -> String {
+    // SAFETY: no pointers are involved.
+    let fd = unsafe { raw::bpf_prog_get_fd_by_id(id) };
+    if fd < 0 {
+        return String::new();
+    }
+    // SAFETY: the kernel just made this descriptor, and nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    match Program::from_fd(fd) {
+        Ok(program) => program.name,
+        Err(_) => String::new(),
     }
 }
 

@@ -11,6 +11,8 @@ use xdpkit::{
 };
 use xdpkit_lab::{Namespace, frame::Frame, frame::checksum, veth};
 
+use super::bytes::set_hops;
+
 /// Virtual addresses.
 pub(crate) const VIP4: &str = "192.168.178.100";
 pub(crate) const VIP6: &str = "2001:db8:b::100";
@@ -163,18 +165,14 @@ pub(crate) fn segment(family6: bool, number: u32, port: u16) -> Frame {
     Frame::tcp(source, SocketAddr::new(vip(family6), 80)).payload(b"0123456789")
 }
 
-/// The frame with one hop less, other MACs, and an IPv4 checksum that is right again.
+/// The frame with one hop less, other MACs, and an IPv4 checksum that is right again if it was.
 pub(crate) fn one_hop_further(frame: &[u8], destination: [u8; 6], source: [u8; 6]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     frame[..6].copy_from_slice(&destination);
     frame[6..12].copy_from_slice(&source);
     let at = network_at(&frame);
-    if frame[at] >> 4 == 4 {
-        frame[at + 8] -= 1;
-        fix_ipv4(&mut frame, at);
-    } else {
-        frame[at + 7] -= 1;
-    }
+    let hops = frame[at + if frame[at] >> 4 == 4 { 8 } else { 7 }];
+    set_hops(&mut frame, at, hops - 1);
     frame
 }
 

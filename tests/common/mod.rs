@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 pub(crate) mod busy;
+pub(crate) mod bytes;
 pub(crate) mod dsr;
 pub(crate) mod dsr_net;
+pub(crate) mod kernel_log;
 pub(crate) mod nat;
 pub(crate) mod rules;
 pub(crate) mod traffic;
@@ -32,21 +34,30 @@ pub(crate) struct Cases {
     next: u64,
     left: u64,
     end: Option<Instant>,
+    /// Of how many cases the clock is asked before the first.
+    stride: u64,
 }
 
 impl Cases {
+    /// The same where each case takes a good part of a second.
+    pub(crate) fn long(usual: usize, full: usize, emulated: usize) -> Self {
+        Self { stride: 1, ..Self::new(usual, full, emulated) }
+    }
+
     pub(crate) fn new(usual: usize, full: usize, emulated: usize) -> Self {
         let number =
             |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name}: {text}")));
+        let stride = 256;
         if let Some(case) = number("XDPKIT_CASE") {
-            return Self { next: case, left: 1, end: None };
+            return Self { next: case, left: 1, end: None, stride };
         }
         match number("XDPKIT_FUZZ_SECONDS") {
-            None => Self { next: 0, left: times(usual, full, emulated) as u64, end: None },
+            None => Self { next: 0, left: times(usual, full, emulated) as u64, end: None, stride },
             Some(seconds) => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is right");
                 let start = since.as_micros() as u64;
-                Self { next: start, left: u64::MAX, end: Some(Instant::now() + Duration::from_secs(seconds)) }
+                let end = Some(Instant::now() + Duration::from_secs(seconds));
+                Self { next: start, left: u64::MAX, end, stride }
             }
         }
     }
@@ -56,8 +67,7 @@ impl Iterator for Cases {
     type Item = u64;
 
     fn next(&mut self) -> Option<u64> {
-        // The clock is asked now and then.
-        let over = self.next.is_multiple_of(256) && self.end.is_some_and(|end| Instant::now() >= end);
+        let over = self.next.is_multiple_of(self.stride) && self.end.is_some_and(|end| Instant::now() >= end);
         if self.left == 0 || over {
             return None;
         }

@@ -57,8 +57,8 @@ pub(crate) enum Side {
 pub(crate) struct Bench {
     pub(crate) lab: Nat,
     pub(crate) balancer: NatBalancer,
-    front: Interface,
-    back: Interface,
+    pub(crate) front: Interface,
+    pub(crate) back: Interface,
     front_mac: [u8; 6],
     back_mac: [u8; 6],
 }

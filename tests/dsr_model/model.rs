@@ -41,7 +41,7 @@ pub(crate) struct Service {
 }
 
 /// What a packet is, as far as it matters.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum What {
     Malformed(Reason),
     Other,

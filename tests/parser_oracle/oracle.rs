@@ -117,7 +117,8 @@ impl Oracle<'_> {
         self.rest = &self.rest[length..];
     }
 
-    fn at(&self) -> usize {
+    /// How far headers were gone past: of a frame that is right, the offset of what the last one read stands before.
+    pub(crate) fn at(&self) -> usize {
         self.rest.as_ptr() as usize - self.frame.as_ptr() as usize
     }
 

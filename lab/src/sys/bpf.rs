@@ -82,8 +82,13 @@ unsafe fn bpf<T>(cmd: libc::c_int, attr: &T) -> libc::c_long {
     unsafe { libc::syscall(libc::SYS_bpf, cmd, attr as *const T, size_of::<T>()) }
 }
 
-/// Loads the program `return action`, which accepts multi-buffer frames if `frags`.
-pub(crate) fn load_xdp_return(action: i32, frags: bool) -> io::Result<OwnedFd> {
+/// Loads the program `return action` under a name of at most 15 bytes; it accepts multi-buffer frames if `frags`.
+pub(crate) fn load_xdp_return(name: &str, action: i32, frags: bool) -> io::Result<OwnedFd> {
+    let mut prog_name = [0; 16];
+    if name.len() >= prog_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    prog_name[..name.len()].copy_from_slice(name.as_bytes());
     let insns = [
         Insn { code: 0xb7, regs: 0, off: 0, imm: action }, // r0 = action
         Insn { code: 0x95, regs: 0, off: 0, imm: 0 },      // exit
@@ -94,7 +99,7 @@ pub(crate) fn load_xdp_return(action: i32, frags: bool) -> io::Result<OwnedFd> {
         insns: insns.as_ptr() as u64,
         license: c"Dual BSD/GPL".as_ptr() as u64,
         prog_flags: if frags { F_XDP_HAS_FRAGS } else { 0 },
-        prog_name: *b"lab_xdp_return\0\0",
+        prog_name,
         expected_attach_type: ATTACH_TYPE_XDP,
         ..ProgLoad::default()
     };

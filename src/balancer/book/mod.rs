@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::atomic::Ordering,
 };
 
@@ -214,7 +215,7 @@ pub(crate) struct Book<R> {
     /// Numbers of virtual addresses.
     addresses: BTreeMap<IpAddr, u16>,
     /// Those that stay when their last service goes.
-    held: BTreeSet<IpAddr>,
+    pub(crate) held: BTreeSet<IpAddr>,
     /// Backend numbers that were never used start here.
     fresh: u16,
     free: Vec<u16>,
@@ -248,6 +249,22 @@ impl<R: SlotRule> Book<R> {
             table_size,
             grace: None,
         })
+    }
+
+    /// Of adopted tables: see [`StageCore::was_made_with`].
+    pub(crate) fn was_made_with(&self, core: &StageCore, directory: &Path, config: &BookConfig) -> Result<()> {
+        core.was_made_with(directory, "services", core.entries("services") - 1, config.services)?;
+        core.was_made_with(directory, "backends", core.entries("backends") - 1, config.backends)?;
+        // Rounded up to whole lines.
+        let slots = |lines: u32| lines / config.services.max(1) * SLOT_LINE_WORDS as u32;
+        let wanted = slots(config.services * lines_of(config.table_size));
+        core.was_made_with(directory, "table_size", slots(core.entries("slots")), wanted)?;
+        let found = self.settings.read(0);
+        if found.seed != config.seed {
+            // It is a secret.
+            core.was_made_with(directory, "seed", "of its own", "another one")?;
+        }
+        core.was_made_with(directory, "answers_per_tick", found.answers_per_tick, config.answers_per_tick)
     }
 
     /// All services, in the order of their addresses.

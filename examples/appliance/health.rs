@@ -1,0 +1,231 @@
+//! The appliance's health checks: what the file says of them, and weights that follow their results. A backend that is down
+//! gets no new connections, and keeps those that it has.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use serde_json::json;
+use xdpkit::{BackendState, DsrBalancer, Health, HealthChange, HealthCheck, HealthChecks, NatBalancer, ServiceAddr};
+
+use crate::{common::Output, config::ConfigError};
+
+/// `health = { ... }` of a service.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HealthTable {
+    /// A page to ask for; without one, it is enough that a TCP connection is accepted.
+    path: Option<String>,
+    /// The `Host` header.
+    host: Option<String>,
+    /// Where to ask; by default the service's port, of a NAT balancer the backend's.
+    port: Option<u16>,
+    /// In seconds.
+    interval: Option<f64>,
+    timeout: Option<f64>,
+    /// Probes in a row that bring a backend back, and that take it out.
+    rise: Option<u32>,
+    fall: Option<u32>,
+}
+
+impl HealthTable {
+    /// The check of a backend. Port 0 where neither the service nor this names one.
+    fn check(&self, target: SocketAddr, source: Option<SocketAddr>) -> Result<HealthCheck, String> {
+        let target = SocketAddr::new(target.ip(), self.port.unwrap_or(target.port()));
+        let mut check = match &self.path {
+            Some(path) => HealthCheck::http(target, path),
+            None => HealthCheck::tcp(target),
+        };
+        if let Some(host) = &self.host {
+            check = check.host(host);
+        }
+        let seconds = |what: &str, value: f64| {
+            Duration::try_from_secs_f64(value).map_err(|_| format!("{what}: `{value}`: expected seconds"))
+        };
+        if let Some(interval) = self.interval {
+            check = check.interval(seconds("interval", interval)?);
+        }
+        if let Some(timeout) = self.timeout {
+            check = check.timeout(seconds("timeout", timeout)?);
+        }
+        let (rise, fall) = (self.rise.unwrap_or(check.rise), self.fall.unwrap_or(check.fall));
+        check = check.thresholds(rise, fall);
+        if let Some(source) = source {
+            check = check.source(source);
+        }
+        check.validate().map_err(|error| error.to_string())?;
+        Ok(check)
+    }
+
+    /// Whether it makes sense, before anything is done.
+    pub(crate) fn validate(&self, file: &Path, key: &str, target: SocketAddr) -> Result<(), ConfigError> {
+        let wrong = |problem| ConfigError::new(file, key, format!("health: {problem}"));
+        self.check(target, None).map(drop).map_err(wrong)
+    }
+}
+
+/// `probes = { interface = "h1", sources = [...] }` of a DSR balancer: the way of its probes, see
+/// [`DsrBalancer::set_probe_interface`], and this host's addresses, one of each family.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProbesTable {
+    pub(crate) interface: String,
+    sources: Vec<IpAddr>,
+}
+
+impl ProbesTable {
+    /// This host's address for probes of a service.
+    pub(crate) fn source(&self, service: &ServiceAddr) -> Option<IpAddr> {
+        self.sources.iter().copied().find(|source| source.is_ipv4() == service.address.is_ipv4())
+    }
+}
+
+/// A backend that is checked. The port is 0 where the balancer leaves ports alone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Watched {
+    pub(crate) function: String,
+    pub(crate) service: ServiceAddr,
+    pub(crate) backend: SocketAddr,
+}
+
+/// Whose backend it is.
+#[derive(Clone)]
+pub(crate) enum Balancer {
+    Dsr(Arc<DsrBalancer>),
+    Nat(Arc<NatBalancer>),
+}
+
+impl Balancer {
+    fn set_weight(&self, watched: &Watched, weight: u32) -> xdpkit::Result<()> {
+        let (service, backend) = (watched.service, watched.backend);
+        match self {
+            Self::Dsr(balancer) => balancer.set_backend(service, backend.ip(), weight).map(drop),
+            Self::Nat(balancer) => balancer.set_backend(&service, backend, weight).map(drop),
+        }
+    }
+}
+
+/// What the file wants of a backend that is checked.
+pub(crate) struct Wanted {
+    pub(crate) watched: Watched,
+    pub(crate) weight: u32,
+    pub(crate) health: HealthTable,
+    pub(crate) target: SocketAddr,
+    pub(crate) source: Option<SocketAddr>,
+    pub(crate) balancer: Balancer,
+}
+
+/// What is known of a backend.
+struct Known {
+    weight: u32,
+    health: Health,
+    balancer: Balancer,
+}
+
+type Backends = BTreeMap<Watched, Known>;
+
+/// All checks of an appliance.
+pub(crate) struct Watch {
+    backends: Arc<Mutex<Backends>>,
+    checks: HealthChecks<Watched>,
+}
+
+/// While this lives, no result of a check changes a weight.
+pub(crate) struct Still<'a>(MutexGuard<'a, Backends>);
+
+impl Still<'_> {
+    /// Whether a backend is to get no new connections for now: it is down, or an earlier process has left it without weight
+    /// and no probe has answered yet.
+    pub(crate) fn holds_back(&self, watched: &Watched, present: Option<u32>) -> bool {
+        match self.0.get(watched).map(|known| known.health) {
+            Some(Health::Up) => false,
+            Some(Health::Down) => true,
+            Some(Health::Unknown) | None => present == Some(0),
+        }
+    }
+}
+
+fn lock(backends: &Mutex<Backends>) -> MutexGuard<'_, Backends> {
+    backends.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watch {
+    pub(crate) fn new(output: Output) -> Self {
+        let backends = Arc::new(Mutex::new(Backends::new()));
+        let following = Arc::clone(&backends);
+        Self { backends, checks: HealthChecks::new(move |change| follow(&following, &change, output)) }
+    }
+
+    pub(crate) fn still(&self) -> Still<'_> {
+        Still(lock(&self.backends))
+    }
+
+    /// Whether a backend answers, of those of which it is known.
+    pub(crate) fn known(&self) -> Vec<(Watched, bool)> {
+        let backends = lock(&self.backends);
+        let known = backends.iter().filter(|(_, known)| known.health != Health::Unknown);
+        known.map(|(watched, known)| (watched.clone(), known.health == Health::Up)).collect()
+    }
+
+    /// Begins the checks that are wanted, and ends the others.
+    pub(crate) fn set(&self, wanted: Vec<Wanted>) -> Result<(), Box<dyn std::error::Error>> {
+        let mut known = Backends::new();
+        let mut checks = Vec::new();
+        let mut present = lock(&self.backends);
+        for entry in wanted {
+            let check = entry.health.check(entry.target, entry.source)?;
+            let health = present.get(&entry.watched).map_or(Health::Unknown, |known| known.health);
+            checks.push((entry.watched.clone(), check));
+            known.insert(entry.watched, Known { weight: entry.weight, health, balancer: entry.balancer });
+        }
+        *present = known;
+        // Checks that end are waited for, and they may wait for this lock.
+        drop(present);
+        let running: BTreeMap<_, _> = self.checks.iter().map(|(watched, check, _)| (watched, check)).collect();
+        for gone in running.keys().filter(|watched| !checks.iter().any(|(other, _)| other == *watched)) {
+            self.checks.remove(gone);
+        }
+        for (watched, check) in checks {
+            if running.get(&watched) != Some(&check) {
+                self.checks.insert(watched, check)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a change means: weight or none.
+fn follow(backends: &Mutex<Backends>, change: &HealthChange<Watched>, output: Output) {
+    let mut backends = lock(backends);
+    let Some(known) = backends.get_mut(&change.key) else { return };
+    known.health = change.health;
+    let weight = if change.health == Health::Down { 0 } else { known.weight };
+    let problem = match known.balancer.set_weight(&change.key, weight) {
+        Ok(()) => change.problem.clone(),
+        Err(error) => Some(error.to_string()),
+    };
+    let Watched { function, service, backend } = &change.key;
+    let backend = if backend.port() == 0 { backend.ip().to_string() } else { backend.to_string() };
+    let line = json!({
+        "event": "health",
+        "function": function,
+        "service": service.to_string(),
+        "backend": backend,
+        "health": change.health.to_string(),
+        "problem": problem,
+    });
+    output.line(&line, || {
+        let why = problem.map_or_else(String::new, |problem| format!(": {problem}"));
+        format!("{function}: {service}: backend {backend} is {}{why}", change.health)
+    });
+}
+
+/// The weight that a backend has in a table, if it is not leaving.
+pub(crate) fn present_weight(state: BackendState, weight: u32) -> Option<u32> {
+    matches!(state, BackendState::Active | BackendState::Draining).then_some(weight)
+}

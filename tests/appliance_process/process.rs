@@ -1,0 +1,131 @@
+//! The appliance as a process: its file, and what it says.
+#![allow(dead_code, reason = "not every test uses everything")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Lines},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use serde_json::Value;
+use xdpkit_lab::Namespace;
+
+/// A directory for the appliance's file.
+pub(crate) struct Place(pub(crate) PathBuf);
+
+impl Place {
+    pub(crate) fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("xdpkit-appliance-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.0.join("appliance.toml")
+    }
+
+    pub(crate) fn write(&self, text: &str) {
+        fs::write(self.file(), text).unwrap();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) fn example() -> PathBuf {
+    let path = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/appliance");
+    assert!(
+        path.exists(),
+        "{}: build the examples first (cargo test --features serde,health,pcapng does)",
+        path.display()
+    );
+    path
+}
+
+/// A running appliance, and what it says.
+pub(crate) struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    pub(crate) fn start(place: &Namespace, file: &Path, more: &[&str]) -> Self {
+        let mut command = place.command(example());
+        command.arg("--config").arg(file).arg("--json").args(more).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next event, which must be of this kind.
+    pub(crate) fn expect(&mut self, event: &str) -> Value {
+        let line = self.lines.next().expect("it goes on").unwrap();
+        let object: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["event"], event, "{object}");
+        object
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        // A bare system has no kill program, but every shell knows how.
+        let line = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    }
+
+    /// The answer to a SIGHUP.
+    pub(crate) fn reload(&mut self) -> Result<(), String> {
+        self.reload_all(1)
+    }
+
+    /// The same where so many interfaces are ready afterwards.
+    pub(crate) fn reload_all(&mut self, interfaces: usize) -> Result<(), String> {
+        self.signal("HUP");
+        let line: Value = serde_json::from_str(&self.lines.next().expect("it goes on").unwrap()).unwrap();
+        match line["event"].as_str() {
+            Some("reloaded") => {
+                for _ in 0..interfaces {
+                    self.expect("ready");
+                }
+                Ok(())
+            }
+            Some("reload_refused") => Err(line["error"].as_str().unwrap().to_owned()),
+            _ => panic!("{line}"),
+        }
+    }
+
+    /// Ends it politely; answers the last statistics.
+    pub(crate) fn stop(mut self) -> Value {
+        self.signal("TERM");
+        let stats = self.expect("stats");
+        self.expect("stopped");
+        assert!(self.lines.next().is_none());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        stats
+    }
+
+    /// As `kill -9` does, wherever it is.
+    pub(crate) fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Also when a test fails half-way: nothing stays behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A firewall that denies what `common::traffic::DENIED` sends, behind a monitor.
+pub(crate) const FILE: &str = "
+[interface.eth0]
+chain = ['watch', 'edge']
+[monitor.watch]
+[firewall.edge]
+settings.sample = 1
+deny = ['10.0.0.66', 'fd00::66']
+";
