@@ -34,6 +34,8 @@ fn native_generic_and_auto_attach_and_dropping_detaches() {
         let counted = monitor.stats().unwrap().total().packets;
         assert!(counted >= 2, "{mode}: {counted}");
         drop(attachment);
+        // Hosts send more than what we ask for, such as neighbour solicitations.
+        let counted = monitor.stats().unwrap().total().packets;
         assert_eq!(pings(&pair), 2);
         assert_eq!(monitor.stats().unwrap().total().packets, counted, "{mode}: nothing is counted once detached");
     }
