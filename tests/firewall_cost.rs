@@ -13,7 +13,7 @@ use xdpkit_lab::{
 };
 
 /// Windows of about a millisecond: usually, in full, emulated. Fixed: to go on until a bound holds would be to wait for luck.
-const ROUNDS: [usize; 3] = [60, 200, 1];
+const ROUNDS: [usize; 3] = [30, 200, 1];
 
 /// Sources: more than caches hold of a big table.
 const SOURCES: usize = 1 << 20;
