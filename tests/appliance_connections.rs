@@ -103,8 +103,8 @@ settings.table_size = 1021
 /// Says something on a connection, which must come back.
 fn converse(stream: &mut TcpStream, word: u64) {
     let (word, mut back) = (word.to_be_bytes(), [0; 8]);
-    let said = stream.write_all(&word).and_then(|()| stream.read_exact(&mut back));
     let (peer, own) = (stream.peer_addr(), stream.local_addr());
+    let said = stream.write_all(&word).and_then(|()| stream.read_exact(&mut back));
     assert!(said.is_ok() && back == word, "{own:?} to {peer:?}: {said:?}, {back:?}");
 }
 
