@@ -2,13 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys as raw};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::kernel::io_error;
+use super::kernel::{io_error, repeat};
 use crate::error::{Context, Result};
 use crate::sys::memory::MapMemory;
 
@@ -98,19 +98,7 @@ impl ChecksumProbe {
             line.iter().zip(words).for_each(|(to, word)| to.store(u32::from_ne_bytes(*word), Ordering::Relaxed));
         }
         self.next.update(&0_u32.to_ne_bytes(), &0_u32.to_ne_bytes(), MapFlags::ANY).map_err(io_error)?;
-        let frame = [0_u8; 64];
-        let mut options = raw::bpf_test_run_opts {
-            sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
-            data_in: frame.as_ptr().cast(),
-            data_size_in: frame.len() as u32,
-            repeat: cases.len() as i32,
-            ..Default::default()
-        };
-        // SAFETY: the only pointer in `options` is to a live buffer whose size stands beside it.
-        let ran = unsafe { raw::bpf_prog_test_run_opts(self.program.as_raw_fd(), &mut options) };
-        if ran < 0 {
-            return Err(io::Error::from_raw_os_error(-ran));
-        }
+        repeat(&self.program, cases.len() as u32)?;
         answers.extend(lines.iter().take(cases.len()).map(read));
         Ok(())
     }

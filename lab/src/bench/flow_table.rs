@@ -2,13 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys as raw};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::kernel::io_error;
+use super::kernel::{io_error, repeat};
 use crate::error::{Context, Result};
 use crate::sys::memory::{LongMemory, MapMemory};
 
@@ -187,7 +187,7 @@ impl FlowProbe {
             }
         }
         self.reset([0; 4])?;
-        run(&self.answer, operations.len() as u32)?;
+        repeat(&self.answer, operations.len() as u32)?;
         answers.extend(questions.iter().take(operations.len()).map(|question| {
             let word = |at: usize| question[at].load(Ordering::Relaxed);
             FlowAnswer {
@@ -230,7 +230,7 @@ impl FlowProbe {
                 let mut left = operations;
                 while left > 0 {
                     let now = left.min(CALL.into());
-                    run(&self.stress, now as u32)?;
+                    repeat(&self.stress, now as u32)?;
                     left -= now;
                 }
                 Ok(())
@@ -264,20 +264,6 @@ impl FlowProbe {
         }
         Ok(sums)
     }
-}
-
-fn run(program: &OwnedFd, times: u32) -> io::Result<()> {
-    let frame = [0_u8; 64];
-    let mut options = raw::bpf_test_run_opts {
-        sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
-        data_in: frame.as_ptr().cast(),
-        data_size_in: frame.len() as u32,
-        repeat: times as i32,
-        ..Default::default()
-    };
-    // SAFETY: the only pointer in `options` is to a live buffer whose size stands beside it.
-    let ran = unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) };
-    if ran < 0 { Err(io::Error::from_raw_os_error(-ran)) } else { Ok(()) }
 }
 
 /// The words of the questions are read and written one by one.

@@ -109,6 +109,21 @@ impl Programs {
     }
 }
 
+/// Runs a program `times` times on an empty frame, for what it does to its maps.
+pub(super) fn repeat(program: &OwnedFd, times: u32) -> io::Result<()> {
+    let frame = [0_u8; 64];
+    let mut options = raw::bpf_test_run_opts {
+        sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: times as i32,
+        ..Default::default()
+    };
+    // SAFETY: the only pointer in `options` is to a live buffer whose size stands beside it.
+    let ran = unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) };
+    if ran < 0 { Err(io::Error::from_raw_os_error(-ran)) } else { Ok(()) }
+}
+
 /// What a test run told.
 #[derive(Debug)]
 pub(super) struct Run {

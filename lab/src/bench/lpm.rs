@@ -3,14 +3,14 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnet::IpNet;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle, libbpf_sys as raw};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
-use super::kernel::io_error;
+use super::kernel::{io_error, repeat};
 use crate::error::{Context, Result};
 use crate::sys::memory::MapMemory;
 
@@ -133,20 +133,7 @@ impl LpmProbe {
             question[ANSWER_AT].store(u32::MAX, Ordering::Relaxed);
         }
         self.reset()?;
-        let frame = [0_u8; 64];
-        let mut options = raw::bpf_test_run_opts {
-            sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
-            data_in: frame.as_ptr().cast(),
-            data_size_in: frame.len() as u32,
-            repeat: addresses.len() as i32,
-            ..Default::default()
-        };
-        let program = &self.programs[4 + usize::from(addresses[0].is_ipv6())];
-        // SAFETY: the only pointer in `options` is to a live buffer whose size stands beside it.
-        let ran = unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &mut options) };
-        if ran < 0 {
-            return Err(io::Error::from_raw_os_error(-ran));
-        }
+        repeat(&self.programs[4 + usize::from(addresses[0].is_ipv6())], addresses.len() as u32)?;
         let answer = |question: &[AtomicU32; QUESTION_WORDS]| question[ANSWER_AT].load(Ordering::Relaxed);
         answers.extend(questions.iter().take(addresses.len()).map(answer));
         Ok(())
