@@ -17,6 +17,7 @@ use std::{
 
 use process::{FILE, Place, Running, example};
 use serde_json::{Value, json};
+use xdpkit::{AttachOptions, MonitorConfig, PacketMonitor, Stage as _};
 use xdpkit_lab::{
     Namespace,
     bpffs::BpfFs,
@@ -161,6 +162,10 @@ fn a_reload_brings_the_new_file_into_force_and_a_wrong_one_changes_nothing() {
             &FILE.replace("[monitor", "mode = 'generic'\n[monitor"),
             "interface.eth0.mode: `generic`: expected the mode as before",
         ),
+        (
+            &FILE.replace("[monitor", "[interface.none]\nchain = ['more']\n[firewall.more]\n[monitor"),
+            "no interface `none`",
+        ),
     ] {
         place.write(text);
         let error = appliance.reload().unwrap_err();
@@ -176,6 +181,39 @@ fn a_reload_brings_the_new_file_into_force_and_a_wrong_one_changes_nothing() {
     assert!(stats["functions"]["more"]["reasons"]["denied"].as_u64().unwrap() > 0, "{stats}");
     assert!(stats["functions"].get("watch").is_none(), "{stats}");
     assert_eq!(both.map(|to| answers(&lab, to)), [true; 2], "detached");
+}
+
+#[test]
+fn a_reload_that_fails_halfway_is_undone() {
+    let lab = Pair::new().unwrap();
+    let place = Place::new("halfway");
+    let more = "[interface.eth1]\nchain = ['edge']\n";
+    let one = "[nat_balancer.web]\nsettings.services = 1\n[[nat_balancer.web.service]]\naddress = 'tcp/10.9.0.1:80'\n\
+               backends = { '10.9.0.2:80' = 1 }\n";
+    let two = one.to_owned()
+        + "[[nat_balancer.web.service]]\naddress = 'tcp/10.9.0.1:81'\nbackends = { '10.9.0.2:80' = 1 }\n";
+    let file = FILE.replace("'edge'", "'edge', 'web'").replace("10.0.0.66", "10.0.0.2");
+    xdpkit_lab::veth((&lab.server, "eth1"), (&lab.client, "eth1")).unwrap();
+    place.write(&(file.clone() + one));
+    let mut appliance = Running::start(&lab.server, &place.file(), &[]);
+    appliance.expect("ready");
+    let both = lab.server_addr.both();
+    assert_eq!(both.map(|to| answers(&lab, to)), [false, true]);
+
+    // The second service shows that there is no room only when the first firewall's rules and an interface are changed.
+    place.write(&(file.replace("10.0.0.2", "10.0.0.66").replace("fd00::66", "fd00::2") + more + &two));
+    let error = appliance.reload().unwrap_err();
+    assert!(error.contains("`web`: ") && error.contains("services"), "{error}");
+    assert!(!error.contains("not all went back"), "{error}");
+    assert_eq!(both.map(|to| answers(&lab, to)), [false, true], "the rules are the old ones");
+    let monitor = PacketMonitor::load(&MonitorConfig::default()).unwrap();
+    let attachment =
+        lab.server.run(|| monitor.attach(&AttachOptions::new("eth1"))).expect("the new interface is free again");
+    drop(attachment);
+    // And the file that was right before is right again.
+    place.write(&(file + more + one));
+    appliance.reload_all(2).unwrap();
+    appliance.stop();
 }
 
 #[test]
@@ -468,9 +506,20 @@ fn drops_are_captured_with_their_reason_and_rule() {
     fs::rename(&capture, &moved).unwrap();
     appliance.reload().unwrap();
     pings(2);
+    let second = place.0.join("drops.2.pcapng");
     common::wait_for(|| fs::metadata(&capture).is_ok_and(|file| file.len() > 2 * 98));
+    fs::rename(&capture, &second).unwrap();
+    // Where nothing can be written, packets go on being judged.
+    fs::create_dir(&capture).unwrap();
+    appliance.reload().unwrap();
+    assert!(appliance.expect("capture_failed")["error"].as_str().unwrap().contains("directory"));
+    assert!(!answers(&lab, lab.server_addr.v4.into()));
+    fs::remove_dir(&capture).unwrap();
+    appliance.reload().unwrap();
+    pings(1);
     appliance.stop();
-    for (path, count) in [(moved, 3), (capture, 2)] {
+    // The one that was not answered is still in the ring when the file can be written again.
+    for (path, count) in [(moved, 3), (second, 2), (capture, 2)] {
         let bytes = fs::read(&path).unwrap();
         let mut reader = PcapNgReader::new(&bytes[..]).unwrap();
         let mut comments = Vec::new();

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use xdpkit::{Action, Events, FirewallEvent, PacketEvent, PcapngWriter, RateEvent};
@@ -52,41 +52,33 @@ impl Reader {
     }
 }
 
+/// Events of one function that are written at a time: more of them than can be written must not keep us from all else.
+const BATCH: usize = 4096;
+
 /// A capture that is written.
 pub(crate) struct Capture {
-    path: PathBuf,
     writer: PcapngWriter<File>,
     readers: BTreeMap<String, Reader>,
 }
 
-/// Goes on behind what is there: a capture may have several sections.
-fn open(path: &Path) -> io::Result<PcapngWriter<File>> {
-    PcapngWriter::new(OpenOptions::new().create(true).append(true).open(path)?)
-}
-
 impl Capture {
-    pub(crate) fn new(path: PathBuf) -> io::Result<Self> {
-        Ok(Self { writer: open(&path)?, path, readers: BTreeMap::new() })
-    }
-
-    /// Opens the file anew, which may have been moved away, and reads the events of the functions that there are now.
-    pub(crate) fn follow(&mut self, appliance: &Appliance) -> Result<(), Box<dyn std::error::Error>> {
-        self.writer = open(&self.path)?;
-        self.readers.retain(|name, _| appliance.functions.contains_key(name));
+    /// Reads the events of the functions that there are now. Goes on behind what is in the file: a capture may have
+    /// several sections.
+    pub(crate) fn open(path: &Path, appliance: &Appliance) -> Result<Self, Box<dyn std::error::Error>> {
+        let writer = PcapngWriter::new(OpenOptions::new().create(true).append(true).open(path)?)?;
+        let mut readers = BTreeMap::new();
         for (name, function) in &appliance.functions {
-            if !self.readers.contains_key(name)
-                && let Some(reader) = Reader::of(function)?
-            {
-                self.readers.insert(name.clone(), reader);
+            if let Some(reader) = Reader::of(function)? {
+                readers.insert(name.clone(), reader);
             }
         }
-        Ok(())
+        Ok(Self { writer, readers })
     }
 
     /// Writes what was dropped since the last time.
     pub(crate) fn write(&mut self) -> io::Result<()> {
         for (name, reader) in &mut self.readers {
-            while let Some((packet, comment)) = reader.next(name) {
+            for (packet, comment) in std::iter::from_fn(|| reader.next(name)).take(BATCH) {
                 if matches!(packet.action, Action::Drop | Action::Aborted) {
                     self.writer.write(&packet, comment)?;
                 }

@@ -23,8 +23,9 @@ mod common;
 
 use std::{
     error::Error,
+    fs::OpenOptions,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -81,15 +82,13 @@ fn run() -> Result<(), Box<dyn Error>> {
 
     let output = Output { json: flags.json };
     let plan = config::read(&file)?;
-    let at = |path: &PathBuf, error| format!("--pcapng: `{}`: {error}", path.display());
-    let mut capture = match pcapng.clone() {
-        Some(path) => Some(Capture::new(path.clone()).map_err(|error| at(&path, error))?),
-        None => None,
-    };
-    let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
-    if let Some(capture) = &mut capture {
-        capture.follow(&lock(&appliance))?;
+    if let Some(path) = &pcapng {
+        // Before anything is attached.
+        let opened = OpenOptions::new().create(true).append(true).open(path);
+        opened.map_err(|error| format!("--pcapng: `{}`: {error}", path.display()))?;
     }
+    let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
+    let mut capture = pcapng.as_ref().and_then(|path| open_capture(path, &lock(&appliance), output));
     if let Some(address) = listen {
         let bound = metrics::serve(address, Arc::clone(&appliance))
             .map_err(|error| format!("--metrics: `{address}`: cannot listen there: {error}"))?;
@@ -107,25 +106,18 @@ fn run() -> Result<(), Box<dyn Error>> {
             let read = config::read(&file).map_err(Box::from);
             match read.and_then(|plan| lock(&appliance).reload(plan)) {
                 Ok(()) => {
-                    if let Some(capture) = &mut capture {
-                        capture.follow(&lock(&appliance))?;
-                    }
                     output.line(&json!({"event": "reloaded"}), || "reloaded".into());
                     ready(output, &lock(&appliance));
+                    // The events have one reader at a time.
+                    drop(capture.take());
+                    capture = pcapng.as_ref().and_then(|path| open_capture(path, &lock(&appliance), output));
                 }
                 Err(error) => output.line(&json!({"event": "reload_refused", "error": error.to_string()}), || {
-                    format!("not reloaded, all is as before: {error}")
+                    format!("not reloaded: {error}")
                 }),
             }
         }
-        // A full disk is no reason to let packets go unjudged.
-        if let Some(Err(error)) = capture.as_mut().map(Capture::write) {
-            let path = pcapng.as_ref().map_or_else(String::new, |path| path.display().to_string());
-            output.line(&json!({"event": "capture_failed", "path": path, "error": error.to_string()}), || {
-                format!("{path}: {error}: no more packets are written")
-            });
-            capture = None;
-        }
+        write_capture(&mut capture, pcapng.as_deref(), output);
         if let (Some(at), Some(every)) = (next_stats, flags.stats_every)
             && Instant::now() >= at
         {
@@ -133,10 +125,31 @@ fn run() -> Result<(), Box<dyn Error>> {
             next_stats = Some(at + every);
         }
     }
+    write_capture(&mut capture, pcapng.as_deref(), output);
     print_stats(output, &lock(&appliance))?;
     lock(&appliance).stop()?;
     output.line(&json!({"event": "stopped"}), || "stopped".into());
     Ok(())
+}
+
+fn open_capture(path: &Path, appliance: &Appliance, output: Output) -> Option<Capture> {
+    let opened = Capture::open(path, appliance);
+    opened.inspect_err(|error| tell_capture_failed(path, error, output)).ok()
+}
+
+fn write_capture(capture: &mut Option<Capture>, path: Option<&Path>, output: Output) {
+    if let (Some(Err(error)), Some(path)) = (capture.as_mut().map(Capture::write), path) {
+        tell_capture_failed(path, &error, output);
+        *capture = None;
+    }
+}
+
+/// A full disk is no reason to let packets go unjudged.
+fn tell_capture_failed(path: &Path, error: &impl std::fmt::Display, output: Output) {
+    let path = path.display().to_string();
+    output.line(&json!({"event": "capture_failed", "path": path, "error": error.to_string()}), || {
+        format!("{path}: {error}: no more packets are written until SIGHUP")
+    });
 }
 
 fn lock(appliance: &Mutex<Appliance>) -> MutexGuard<'_, Appliance> {

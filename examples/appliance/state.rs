@@ -1,9 +1,10 @@
 //! The appliance at work: functions and chains, brought from one plan to the next.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
-    os::fd::OwnedFd,
+    mem,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -124,6 +125,8 @@ fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan) -> Outcome {
 pub(crate) struct Appliance {
     plan: Plan,
     pin: Option<PathBuf>,
+    /// Opened when the plan came: their pins may be gone when a reload is undone.
+    lasts: BTreeMap<String, OwnedFd>,
     pub(crate) functions: BTreeMap<String, Function>,
     pub(crate) chains: BTreeMap<String, Pipeline>,
     pub(crate) watch: Watch,
@@ -132,19 +135,31 @@ pub(crate) struct Appliance {
 impl Appliance {
     /// Starts all functions, then attaches the chains. With a pin directory, takes over what an earlier process left.
     pub(crate) fn start(plan: Plan, pin: Option<PathBuf>, output: Output) -> Outcome<Self> {
-        let (functions, chains) = (BTreeMap::new(), BTreeMap::new());
-        let mut appliance = Self { plan, pin, functions, chains, watch: Watch::new(output) };
-        for (name, plan) in &appliance.plan.functions {
-            let function = Function::start(plan, appliance.pin.as_deref()).map_err(|error| named(name, error))?;
-            function.apply(name, plan, &appliance.watch.still()).map_err(|error| named(name, error))?;
-            appliance.functions.insert(name.clone(), function);
-        }
-        for (interface, plan) in &appliance.plan.interfaces {
-            let chain = appliance.chain(interface, plan, &appliance.functions)?;
-            appliance.chains.insert(interface.clone(), chain);
-        }
-        appliance.watch_backends()?;
+        let (functions, chains, lasts) = (BTreeMap::new(), BTreeMap::new(), lasts(&plan)?);
+        let mut appliance = Self { plan, pin, lasts, functions, chains, watch: Watch::new(output) };
+        appliance.start_functions()?;
+        appliance.bring_to_plan()?;
         Ok(appliance)
+    }
+
+    /// Starts the functions of the plan that there are not yet.
+    fn start_functions(&mut self) -> Outcome {
+        for (name, plan) in &self.plan.functions {
+            if !self.functions.contains_key(name) {
+                let function = Function::start(plan, self.pin.as_deref()).map_err(|error| named(name, error))?;
+                self.functions.insert(name.clone(), function);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings functions to the plan.
+    fn apply(&self, which: impl Fn(&str) -> bool) -> Outcome {
+        let still = self.watch.still();
+        for (name, plan) in self.plan.functions.iter().filter(|(name, _)| which(name)) {
+            self.functions[name].apply(name, plan, &still).map_err(|error| named(name, error))?;
+        }
+        Ok(())
     }
 
     /// Checks the backends that the plan wants checked, and no others.
@@ -157,15 +172,10 @@ impl Appliance {
     }
 
     /// A chain, attached.
-    fn chain(
-        &self,
-        interface: &str,
-        plan: &InterfacePlan,
-        functions: &BTreeMap<String, Function>,
-    ) -> Outcome<Pipeline> {
-        let mut chain = Pipeline::new(&stages(plan, functions))?;
-        if let Some(last) = last(plan)? {
-            chain.set_last(Some(std::os::fd::AsFd::as_fd(&last)))?;
+    fn chain(&self, interface: &str, plan: &InterfacePlan) -> Outcome<Pipeline> {
+        let mut chain = Pipeline::new(&stages(plan, &self.functions))?;
+        if let Some(last) = self.lasts.get(interface) {
+            chain.set_last(Some(last.as_fd()))?;
         }
         let mut options = AttachOptions::new(interface).mode(plan.mode).replace_chain(true);
         if let Some(pin) = &self.pin {
@@ -175,9 +185,21 @@ impl Appliance {
         Ok(chain)
     }
 
-    /// Brings everything to another plan. What can fail comes first; where something fails all the same, the functions
-    /// go back to the plan before.
+    /// Brings everything to another plan, or leaves everything as it was.
     pub(crate) fn reload(&mut self, plan: Plan) -> Outcome {
+        self.check_changes(&plan)?;
+        let lasts = lasts(&plan)?;
+        let old = (mem::replace(&mut self.plan, plan), mem::replace(&mut self.lasts, lasts));
+        let Err(error) = self.start_functions().and_then(|()| self.bring_to_plan()) else { return Ok(()) };
+        (self.plan, self.lasts) = old;
+        match self.bring_to_plan() {
+            Ok(()) => Err(error),
+            Err(other) => Err(format!("{error}; and not all went back to what was before: {other}").into()),
+        }
+    }
+
+    /// Says what cannot be reloaded.
+    fn check_changes(&self, plan: &Plan) -> Outcome {
         for (name, new) in &plan.functions {
             if let Some(old) = self.plan.functions.get(name) {
                 check_change(name, old, new)?;
@@ -189,53 +211,37 @@ impl Appliance {
                 return Err(format!("interface.{interface}.mode: `{}`: {problem}", new.mode).into());
             }
         }
-        let mut lasts = BTreeMap::new();
-        for (interface, new) in &plan.interfaces {
-            lasts.insert(interface.clone(), last(new)?);
-        }
-        let mut fresh = BTreeMap::new();
-        for (name, new) in plan.functions.iter().filter(|(name, _)| !self.functions.contains_key(*name)) {
-            let function = Function::start(new, self.pin.as_deref()).map_err(|error| named(name, error))?;
-            function.apply(name, new, &self.watch.still()).map_err(|error| named(name, error))?;
-            fresh.insert(name.clone(), function);
-        }
-        let still = self.watch.still();
-        let mut done = Vec::new();
-        for (name, new) in &plan.functions {
-            let Some(function) = self.functions.get(name) else { continue };
-            done.push(name);
-            if let Err(error) = function.apply(name, new, &still) {
-                for name in done {
-                    // It was so a moment ago; the first error is the one to tell of.
-                    let _ = self.functions[name].apply(name, &self.plan.functions[name], &still);
-                }
-                return Err(named(name, error).into());
+        Ok(())
+    }
+
+    /// Brings functions and chains from whatever they are to the plan. Functions that no packet meets yet come first,
+    /// then new interfaces, where most can fail; what is taken away comes last.
+    fn bring_to_plan(&mut self) -> Outcome {
+        let at_work: BTreeSet<String> = self.chains.values().flat_map(Pipeline::stages).map(str::to_owned).collect();
+        self.apply(|name| !at_work.contains(name))?;
+        for (interface, plan) in &self.plan.interfaces {
+            if !self.chains.contains_key(interface) {
+                let chain = self.chain(interface, plan)?;
+                self.chains.insert(interface.clone(), chain);
             }
         }
-        drop(still);
-        self.functions.extend(fresh);
-        for (interface, new) in &plan.interfaces {
-            match self.chains.get_mut(interface) {
-                Some(chain) => {
-                    chain.set_stages(&stages(new, &self.functions))?;
-                    chain.set_last(lasts[interface].as_ref().map(std::os::fd::AsFd::as_fd))?;
-                }
-                None => {
-                    let chain = self.chain(interface, new, &self.functions)?;
-                    self.chains.insert(interface.clone(), chain);
-                }
+        self.apply(|name| at_work.contains(name))?;
+        for (interface, plan) in &self.plan.interfaces {
+            if let Some(chain) = self.chains.get_mut(interface) {
+                chain.set_stages(&stages(plan, &self.functions))?;
+                chain.set_last(self.lasts.get(interface).map(AsFd::as_fd))?;
             }
         }
+        self.watch_backends()?;
         let gone: Vec<String> =
-            self.chains.keys().filter(|name| !plan.interfaces.contains_key(*name)).cloned().collect();
+            self.chains.keys().filter(|name| !self.plan.interfaces.contains_key(*name)).cloned().collect();
         for name in gone {
             if let Some(chain) = self.chains.remove(&name) {
                 chain.detach()?;
             }
         }
-        self.functions.retain(|name, _| plan.functions.contains_key(name));
-        self.plan = plan;
-        self.watch_backends()
+        self.functions.retain(|name, _| self.plan.functions.contains_key(name));
+        Ok(())
     }
 
     /// Ends: what is pinned stays at work for the next process, the rest is detached.
@@ -253,8 +259,15 @@ fn stages<'a>(plan: &InterfacePlan, functions: &'a BTreeMap<String, Function>) -
     plan.chain.iter().map(|name| functions[name].stage()).collect()
 }
 
-fn last(plan: &InterfacePlan) -> Outcome<Option<OwnedFd>> {
-    Ok(plan.last.as_ref().map(open_program).transpose()?)
+/// The users' own programs, by interface.
+fn lasts(plan: &Plan) -> Outcome<BTreeMap<String, OwnedFd>> {
+    let mut lasts = BTreeMap::new();
+    for (interface, plan) in &plan.interfaces {
+        if let Some(path) = &plan.last {
+            lasts.insert(interface.clone(), open_program(path)?);
+        }
+    }
+    Ok(lasts)
 }
 
 fn named(name: &str, error: xdpkit::Error) -> String {
