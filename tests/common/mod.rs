@@ -7,6 +7,7 @@ pub(crate) mod dsr;
 pub(crate) mod dsr_net;
 pub(crate) mod kernel_log;
 pub(crate) mod nat;
+pub(crate) mod nat_talk;
 pub(crate) mod pins;
 pub(crate) mod rules;
 pub(crate) mod traffic;
