@@ -2,14 +2,14 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use common::{
     nat::{Bench, Outcome, at, ip, service},
-    nat_talk::{TCP4, conversations, open, state, tcp4},
+    nat_talk::{TCP4, conversations, open, segment, state, tcp4},
 };
 use xdpkit::{
-    Action, ConnectionState, NatConfig, NatEventKind, NatMode, NatService, NatTimeouts, Reason, Scheduler,
+    Action, ConnectionState, NatConfig, NatEventKind, NatMode, NatService, NatTimeouts, Reason, Scheduler, ServiceAddr,
     ServiceProtocol,
 };
 use xdpkit_lab::frame::{Frame, tcp};
@@ -85,7 +85,7 @@ fn l15_a_blind_rst_or_fin_leaves_an_established_connection_as_it_is() {
     ] {
         let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
         let source = open(&bench, &service(TCP4), client).source;
-        let a_sample_later = || std::thread::sleep(std::time::Duration::from_millis(300));
+        let a_sample_later = || std::thread::sleep(Duration::from_millis(300));
         a_sample_later();
         let answer = Frame::tcp(at("192.168.178.11:8080"), source).flags(tcp::ACK).sequence(1001, now_at);
         assert_eq!(bench.backend_sends(&answer).reason, Reason::Answered);
@@ -157,7 +157,7 @@ fn segments_of_no_connection_may_be_answered_with_rst() {
 #[test]
 fn connections_end_after_silence_and_are_collected() {
     let mut timeouts = NatTimeouts::default();
-    timeouts.syn = std::time::Duration::from_secs(1);
+    timeouts.syn = Duration::from_secs(1);
     let bench = Bench::with_services(&NatConfig::default().timeouts(timeouts), NatMode::Full);
     let stays = open(&bench, &service(TCP4), at("10.0.0.20:4000"));
     for port in 5000..5050 {
@@ -165,16 +165,16 @@ fn connections_end_after_silence_and_are_collected() {
     }
     assert_eq!(bench.balancer.counts().unwrap().total(), 51);
     assert_eq!(bench.balancer.collect().unwrap(), 0);
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(bench.balancer.counts().unwrap().total(), 1, "dead ones are not listed");
     assert_eq!(bench.balancer.collect().unwrap(), 50);
     assert_eq!(bench.balancer.backends(&service(TCP4)).unwrap()[0].stats.active, 1);
     assert!(bench.balancer.find(stays.client, &stays.service).unwrap().is_some());
     // From now on, established ones end as fast.
     let mut timeouts = NatTimeouts::default();
-    timeouts.established = std::time::Duration::from_secs(1);
+    timeouts.established = Duration::from_secs(1);
     bench.balancer.set_timeouts(&timeouts).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     assert_eq!((bench.balancer.collect().unwrap(), bench.balancer.is_empty().unwrap()), (1, true));
 }
 
@@ -201,4 +201,131 @@ fn events_tell_what_opened_closed_and_was_refused() {
     open(&bench, &service("udp/10.0.0.100:53"), client);
     assert_eq!(events.try_next(), None);
     assert_eq!(bench.balancer.events_lost().unwrap(), 0);
+}
+
+/// A connection of each state, in the order of [`ConnectionState::ALL`]: the client's port says which.
+fn one_of_each(bench: &Bench) -> Vec<(ServiceAddr, SocketAddr)> {
+    let udp = service("udp/10.0.0.100:53");
+    let clients =
+        (0..8_u16).map(|n| (if n < 2 { udp } else { service(TCP4) }, SocketAddr::new(ip("10.0.0.20"), 7000 + n)));
+    let clients: Vec<_> = clients.collect();
+    for (n, (name, client)) in clients.iter().enumerate() {
+        let vip = SocketAddr::new(name.address, name.port.unwrap());
+        if ![0, 2, 3].contains(&n) {
+            let found = open(bench, name, *client);
+            let ends = |flags| {
+                bench.client_sends(&Frame::tcp(*client, vip).flags(flags).sequence(2, 1001));
+            };
+            match n {
+                5 => ends(tcp::FIN | tcp::ACK),
+                6 => {
+                    ends(tcp::FIN | tcp::ACK);
+                    bench.backend_sends(&Frame::tcp(found.backend, found.source).flags(tcp::FIN | tcp::ACK));
+                }
+                7 => ends(tcp::RST),
+                _ => {}
+            }
+            continue;
+        }
+        bench.client_sends(&segment(name, *client, vip));
+        if n == 3 {
+            let found = bench.balancer.find(*client, name).unwrap().unwrap();
+            bench.backend_sends(&Frame::tcp(found.backend, found.source).flags(tcp::SYN | tcp::ACK).sequence(1000, 2));
+        }
+    }
+    clients
+}
+
+#[test]
+fn each_state_has_a_timeout_of_its_own() {
+    let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
+    let clients = one_of_each(&bench);
+    let states = || -> Vec<_> {
+        let found = |(name, client): &(_, _)| bench.balancer.find(*client, name).unwrap().map(|found| found.state);
+        clients.iter().map(found).collect()
+    };
+    let all: Vec<_> = ConnectionState::ALL.into_iter().map(Some).collect();
+    assert_eq!(states(), all);
+    std::thread::sleep(Duration::from_millis(1300));
+    for state in ConnectionState::ALL {
+        let mut timeouts = NatTimeouts::default();
+        let which = match state {
+            ConnectionState::UdpNew => &mut timeouts.udp_new,
+            ConnectionState::UdpAnswered => &mut timeouts.udp,
+            ConnectionState::TcpSyn => &mut timeouts.syn,
+            ConnectionState::TcpAnswered => &mut timeouts.answered,
+            ConnectionState::TcpEstablished => &mut timeouts.established,
+            ConnectionState::TcpClosing => &mut timeouts.closing,
+            ConnectionState::TcpTimeWait => &mut timeouts.time_wait,
+            _ => &mut timeouts.reset,
+        };
+        *which = Duration::from_secs(1);
+        bench.balancer.set_timeouts(&timeouts).unwrap();
+        let wanted: Vec<_> = all.iter().map(|known| known.filter(|known| *known != state)).collect();
+        assert_eq!(states(), wanted, "only {state} was silent for too long");
+    }
+    // So says the data path, too: packets of the dead are nobody's.
+    bench.balancer.set_timeouts(&NatTimeouts::default()).unwrap();
+    let acknowledges = |port| {
+        let frame = Frame::tcp(SocketAddr::new(ip("10.0.0.20"), port), at("10.0.0.100:80"));
+        bench.client_sends(&frame.flags(tcp::ACK).sequence(2, 1001)).reason
+    };
+    assert_eq!(acknowledges(7005), Reason::Forwarded);
+    std::thread::sleep(Duration::from_millis(1300));
+    let mut timeouts = NatTimeouts::default();
+    timeouts.closing = Duration::from_secs(1);
+    bench.balancer.set_timeouts(&timeouts).unwrap();
+    assert_eq!((acknowledges(7005), acknowledges(7004)), (Reason::NoConnection, Reason::Forwarded));
+}
+
+/// A download that goes on long after the client has said all that it had to.
+#[test]
+fn a_connection_that_one_side_has_closed_lives_as_long_as_the_other_sends() {
+    for closed_by_client in [true, false] {
+        let mut timeouts = NatTimeouts::default();
+        timeouts.closing = Duration::from_secs(1);
+        let bench = Bench::with_services(&NatConfig::default().timeouts(timeouts), NatMode::Full);
+        let client = at("10.0.0.20:4000");
+        let found = open(&bench, &service(TCP4), client);
+        let by_client = |flags| bench.client_sends(&tcp4(flags).sequence(2, 1001)).reason;
+        let by_backend = |flags| {
+            let frame = Frame::tcp(found.backend, found.source).flags(flags).sequence(1001, 3);
+            bench.backend_sends(&frame.payload(&[1; 100])).reason
+        };
+        if closed_by_client {
+            assert_eq!(by_client(tcp::FIN | tcp::ACK), Reason::Forwarded);
+        } else {
+            assert_eq!(by_backend(tcp::FIN | tcp::ACK), Reason::Answered);
+        }
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(400));
+            if closed_by_client {
+                assert_eq!(by_backend(tcp::ACK), Reason::Answered);
+            } else {
+                assert_eq!(by_client(tcp::ACK), Reason::Forwarded);
+            }
+            assert_eq!(state(&bench, client), Some(ConnectionState::TcpClosing));
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(state(&bench, client), None);
+    }
+}
+
+/// Anybody can make a backend send a RST that ends nothing: by an acknowledgement of what it has not sent.
+#[test]
+fn a_connection_that_goes_on_after_its_backends_rst_is_counted_again() {
+    let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
+    let found = open(&bench, &service(TCP4), at("10.0.0.20:4000"));
+    let active = || bench.balancer.backends(&service(TCP4)).unwrap()[0].stats.active;
+    for (flags, state_then, active_then) in [
+        (tcp::ACK, ConnectionState::TcpEstablished, 1),
+        (tcp::RST, ConnectionState::TcpReset, 0),
+        (tcp::ACK, ConnectionState::TcpEstablished, 1),
+        (tcp::RST, ConnectionState::TcpReset, 0),
+    ] {
+        bench.backend_sends(&Frame::tcp(found.backend, found.source).flags(flags).sequence(1001, 2));
+        assert_eq!((state(&bench, found.client), active()), (Some(state_then), active_then), "{flags:#x}");
+    }
+    assert!(bench.balancer.end(&found).unwrap());
+    assert_eq!(active(), 0);
 }

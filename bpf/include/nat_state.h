@@ -29,13 +29,24 @@ static __always_inline __u32 nat_udp_flags(__u32 flags, bool from_backend)
 	return flags & NAT_ANSWERED ? flags | NAT_CONFIRMED : flags;
 }
 
+/* A backend's answer to a SYN. It has no connection with this client, or it would have sent something else. */
+static __always_inline bool nat_is_answer(const struct nat_segment *g)
+{
+	return (g->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
+}
+
 static __always_inline __u32 nat_tcp_from_backend(__u32 flags, const struct nat_segment *g)
 {
 	if (g->tcp_flags & TCP_RST)
 		return flags | NAT_RST_BACKEND;
-	flags &= ~NAT_RST_BACKEND;
-	if ((g->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
+	/* It goes on, so the RST was not the end. */
+	flags = (flags & ~NAT_RST_BACKEND) | NAT_COUNTED;
+	if (nat_is_answer(g)) {
 		flags |= NAT_ANSWERED;
+		/* Of a client that begins anew where it had not finished: what either has closed was the old one. */
+		if (!nat_is_over(flags))
+			flags &= ~(NAT_FIN_CLIENT | NAT_FIN_BACKEND);
+	}
 	if (!(flags & NAT_ANSWERED))
 		return flags;
 	if (!(flags & NAT_CONFIRMED) && g->length)
@@ -158,6 +169,26 @@ __attribute__((noinline, weak)) int nat_report(__u32 record, __u32 kind, __u32 f
 	return 1;
 }
 
+/* A connection is over, or after all not. */
+__attribute__((noinline, weak)) int nat_recount(__u32 record, __u32 was, __u32 flags)
+{
+	struct nat_connection *r = bpf_map_lookup_elem(&connections, &record);
+	struct nat_load *load;
+	__u32 number;
+
+	if (!r)
+		return 0;
+	if (was & NAT_COUNTED) {
+		nat_uncount(r, was);
+		return nat_report(record, NAT_EVENT_CLOSED, flags);
+	}
+	number = r->backend;
+	load = bpf_map_lookup_elem(&loads, &number);
+	if (load)
+		__sync_fetch_and_add(&load->active, 1);
+	return 0;
+}
+
 /* Brings a connection forward by one packet. Only packets that may change more than the time get here. */
 __attribute__((noinline, weak)) int nat_step(struct nat_segment *g)
 {
@@ -185,8 +216,9 @@ __attribute__((noinline, weak)) int nat_step(struct nat_segment *g)
 			flags = nat_udp_flags(was, g->from_backend);
 		} else if (g->from_backend) {
 			flags = nat_tcp_from_backend(was, g);
-			if (flags & ~was & NAT_ANSWERED)
-				r->expected = g->sequence + 1;
+			/* The last one counts: SYN cookies, or a backend that has forgotten the first, begin elsewhere. */
+			if (nat_is_answer(g))
+				r->expected = was & NAT_CONFIRMED ? g->acknowledged : g->sequence + 1;
 		} else {
 			if ((g->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN && nat_is_over(was))
 				return NAT_BEGINS_ANEW;
@@ -203,10 +235,8 @@ __attribute__((noinline, weak)) int nat_step(struct nat_segment *g)
 				nat_confirm(record, flags, g->now);
 			else if (nat_is_kept(was) && !nat_is_kept(flags))
 				nat_spare(record, flags, g->now);
-			if (was & ~flags & NAT_COUNTED) {
-				nat_uncount(r, was);
-				nat_report(record, NAT_EVENT_CLOSED, flags);
-			}
+			if ((was ^ flags) & NAT_COUNTED)
+				nat_recount(record, was, flags);
 			return NAT_GOES_ON;
 		}
 		word = NAT_ONCE(r->word);

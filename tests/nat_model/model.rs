@@ -72,9 +72,14 @@ impl Model {
             return;
         }
         self.resets[BACKEND] = false;
-        if packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK && !self.answered {
+        if packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK {
             self.answered = true;
-            self.expected = packet.seq.wrapping_add(1);
+            if self.fins != [true, true] {
+                self.fins = [false, false];
+            }
+            if !self.confirmed {
+                self.expected = packet.seq.wrapping_add(1);
+            }
         }
         if self.answered {
             self.early |= !self.confirmed && packet.length > 0;
