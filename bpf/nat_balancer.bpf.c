@@ -277,6 +277,8 @@ int nat_balancer(struct xdp_md *ctx)
 			return nat_done(ctx, job, job->vip ? REASON_NO_CONNECTION : REASON_NOT_FOR_VIP,
 					 job->vip ? XDP_DROP : XDP_PASS);
 		nat_read_segment(&job->segment, &p, from_backend, now);
+		if (!found)
+			found = nat_find_answer();
 		tracked.packed = nat_track(found - 1, !!found, number);
 		if (tracked.reason == REASON_NO_CONNECTION) {
 			outcome.packed = nat_refuse(ctx, tracked.reason);
@@ -285,6 +287,7 @@ int nat_balancer(struct xdp_md *ctx)
 		if (tracked.reason != REASON_NONE)
 			return nat_done(ctx, job, tracked.reason,
 					 tracked.reason == REASON_NO_SERVICE ? XDP_PASS : XDP_DROP);
+		from_backend = job->segment.from_backend;
 		number = tracked.record;
 		r = nat_record(s, number);
 		if (!r)

@@ -193,6 +193,25 @@ static __always_inline __u64 nat_find_backend(const struct nat_settings *s, stru
 	return (__u64)place + 1;
 }
 
+/*
+ * The same where a service was added whose port a connection was given before: the backend goes on with it. Packets of the
+ * service's own clients are found before.
+ */
+__attribute__((noinline, weak)) __u64 nat_find_answer(void)
+{
+	struct nat_settings *s = nat_settings();
+	struct nat_job *job = nat_job();
+
+	__u64 found;
+
+	if (!s || !job || !job->vip || !s->ports_shared)
+		return 0;
+	found = nat_find_backend(s, &job->packet, job->vip);
+	if (found)
+		job->segment.from_backend = true;
+	return found;
+}
+
 /* ---- what becomes of it ------------------------------------------------------------------------------- */
 
 static __always_inline void nat_copy_vip(__be64 *address, __u32 number)
