@@ -266,8 +266,11 @@ int nat_balancer(struct xdp_md *ctx)
 	    (kind != NAT_SEGMENT ||
 	     ((nat_flags(word) & (NAT_CONFIRMED | NAT_RST_CLIENT | NAT_RST_BACKEND)) == NAT_CONFIRMED &&
 	      !(tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))) {
-		/* Most packets say nothing new; a quarter of a second is exact enough for timeouts. */
-		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2) &&
+		/*
+		 * Most packets say nothing new; a quarter of a second is exact enough for timeouts. Errors do not keep a
+		 * connection alive (RFC 5508, section 4.2).
+		 */
+		if ((__s32)(now - (__u32)word) > (__s32)(s->second >> 2) && kind != NAT_ERROR &&
 		    __sync_val_compare_and_swap(&r->word, word, (word & ~NAT_STAMP_MASK) | now) == word &&
 		    kind == NAT_SEGMENT && p.protocol == IPPROTO_TCP)
 			nat_sample(r, p.tcp, from_backend);

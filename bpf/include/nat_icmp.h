@@ -30,8 +30,9 @@ struct nat_quote {
 };
 
 /* False: not a first part of TCP or UDP, or too little of it. */
-static __always_inline bool nat_read_quote(struct packet *p, struct nat_quote *q)
+static __always_inline bool nat_read_quote(struct xdp_md *ctx, struct packet *p, struct nat_quote *q)
 {
+	union extension_walk walk;
 	__u32 header;
 
 	q->ip4 = NULL;
@@ -48,6 +49,16 @@ static __always_inline bool nat_read_quote(struct packet *p, struct nat_quote *q
 		if (!q->ip6 || q->ip6->version != 6)
 			return false;
 		q->protocol = q->ip6->nexthdr;
+		if (is_extension(q->protocol)) {
+			/* Farther in, the walk does not begin. */
+			if (p->at > 0xff)
+				return false;
+			walk.packed = walk_extensions(ctx, p->at, p->network_end, q->protocol);
+			if (walk.reason || walk.fragment == FRAGMENT_LATER)
+				return false;
+			p->at = walk.at & PACKET_OFFSET_MASK;
+			q->protocol = walk.protocol;
+		}
 	}
 	if (q->protocol != IPPROTO_TCP && q->protocol != IPPROTO_UDP)
 		return false;
@@ -65,7 +76,7 @@ __attribute__((noinline, weak)) int nat_read_error(struct xdp_md *ctx, struct na
 	struct packet p;
 
 	if (!to || parse(ctx, &p) != REASON_NONE || !p.transport_header || !nat_is_error(&p) ||
-	    !nat_read_quote(&p, &q))
+	    !nat_read_quote(ctx, &p, &q))
 		return false;
 	if (q.ip4) {
 		to->source[0] = q.ip4->daddr;
@@ -120,7 +131,7 @@ __attribute__((noinline, weak)) __u64 nat_translate_quote(struct xdp_md *ctx, st
 	struct packet p;
 	__sum16 before;
 
-	if (!to || parse(ctx, &p) != REASON_NONE || !p.transport_header || !nat_read_quote(&p, &q))
+	if (!to || parse(ctx, &p) != REASON_NONE || !p.transport_header || !nat_read_quote(ctx, &p, &q))
 		return 0;
 	if (q.ip4) {
 		change = nat_rewrite4(q.ip4, to->destination[0], to->source[0], &addresses);
