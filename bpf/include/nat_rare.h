@@ -15,8 +15,9 @@
  * of ours: of the record, of its generation, and the direction; the lowest bit is always set.
  */
 #define NAT_FRAGMENT_BACKEND 2
-#define NAT_FRAGMENT_GENERATION(word) ((__u32)((word) >> NAT_GENERATION_SHIFT & 15) << 2)
-#define NAT_FRAGMENT_RECORD_SHIFT 6
+#define NAT_FRAGMENT_GENERATION(word) ((__u32)((word) >> NAT_GENERATION_SHIFT & 7) << 2)
+/* 27 bits are left: records of the largest capacity. */
+#define NAT_FRAGMENT_RECORD_SHIFT 5
 
 static __always_inline void nat_remember_fragment(struct xdp_md *ctx, __u32 record, __u64 word, bool from_backend)
 {
@@ -40,7 +41,7 @@ __attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
 	if (!value)
 		return 0;
 	r = nat_record(s, value >> NAT_FRAGMENT_RECORD_SHIFT);
-	return r && NAT_FRAGMENT_GENERATION(NAT_ONCE(r->word)) == (value & 15 << 2) ? value : 0;
+	return r && NAT_FRAGMENT_GENERATION(NAT_ONCE(r->word)) == (value & 7 << 2) ? value : 0;
 }
 
 /* ---- the ways out ------------------------------------------------------------------------------------- */
