@@ -8,8 +8,15 @@ use common::{
     nat::{BACKEND_MAC, Bench, Outcome, Side, VIP4, VIP6, at, ip, service},
     nat_talk::{TCP4, conversations, open, segment, tcp4},
 };
-use xdpkit::{Action, Echo, NatConfig, NatMode, NatService, Reason, ServiceProtocol};
-use xdpkit_lab::frame::{Frame, tcp};
+use xdpkit::{Action, Echo, Interface, NatConfig, NatMode, NatService, Reason, ServiceProtocol, preflight};
+use xdpkit_lab::{
+    frame::{
+        Frame,
+        extension::{DESTINATION, HOP_BY_HOP},
+        tcp,
+    },
+    veth,
+};
 
 #[test]
 fn packets_are_translated_both_ways_with_every_checksum_right() {
@@ -53,6 +60,10 @@ fn l1_udp_without_a_checksum_stays_without_and_a_computed_zero_is_sent_as_ones()
     });
     let went = bench.client_sends(&Frame::udp(client, vip).payload(&zero.unwrap().to_be_bytes()));
     assert_eq!(checksum(&went.frame), 0xffff);
+    // Over IPv6 none is a mistake, which stays for the backend to see.
+    let (client, vip) = (at("[2001:db8:a::20]:4000"), at("[2001:db8:a::100]:53"));
+    let went = bench.client_sends(&Frame::udp(client, vip).payload(b"no checksum").checksum(0));
+    assert_eq!((went.reason, &went.frame[60..62]), (Reason::Forwarded, &[0, 0][..]));
 }
 
 #[test]
@@ -72,6 +83,41 @@ fn l2_checksums_have_their_end_around_carry_whatever_the_payload() {
     }
 }
 
+/// A sender that leaves the sum to its device hands over one that covers the addresses alone. It stays as wrong as it was,
+/// never right by chance and never silently mended: the check of the host says what to turn off.
+#[test]
+fn l3_an_unfinished_checksum_stays_as_wrong_as_it_was_and_the_check_of_its_sender_tells() {
+    let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
+    for (service, client, vip, backend) in conversations() {
+        let source = open(&bench, &service, client).source;
+        let is_tcp = service.protocol == ServiceProtocol::Tcp;
+        let at = if client.is_ipv4() { 34 } else { 54 } + if is_tcp { 16 } else { 6 };
+        let field = |frame: &[u8]| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let with = |from, to| {
+            let frame = segment(&service, from, to);
+            if is_tcp { frame.flags(tcp::ACK).sequence(2, 1001) } else { frame }
+        };
+        for wrong in [1, 0x1234, 0x7fff, 0xfffe] {
+            let right = field(&with(client, vip).build());
+            let went = bench.client_sends(&with(client, vip).checksum(wrong));
+            assert_eq!(went.reason, Reason::Forwarded);
+            // One's-complement differences: 0 and 0xffff are the same number.
+            let error = |is: u16, should: u16| (u32::from(is) + 0xffff - u32::from(should)) % 0xffff;
+            let wanted = field(&with(source, backend).build());
+            assert_eq!(error(field(&went.frame), wanted), error(wrong, right), "{service} {wrong:#x}");
+        }
+    }
+    let sender = &bench.lab.clients[0];
+    veth((sender, "eth1"), (&bench.lab.switch, "beside")).unwrap();
+    let advice = || {
+        let findings = sender.run(|| preflight::interface(&Interface::by_name("eth1").unwrap())).unwrap();
+        findings.into_iter().filter(|finding| finding.text.contains("ethtool -K eth1 tx off")).count()
+    };
+    assert_eq!(advice(), 0);
+    sender.set_offload("eth1", true).unwrap();
+    assert_eq!(advice(), 1);
+}
+
 #[test]
 fn tags_options_and_padding_stay() {
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
@@ -79,6 +125,7 @@ fn tags_options_and_padding_stay() {
         let source = open(&bench, &service, client).source;
         let with = |from, to| {
             let frame = segment(&service, from, to).tag(0x88a8, 5).vlan(7).options(&[1, 1, 1]).trailer(&[9; 6]);
+            let frame = frame.extension(HOP_BY_HOP, &[1; 6]).extension(DESTINATION, &[1; 14]);
             if service.protocol == ServiceProtocol::Tcp { frame.flags(tcp::ACK).sequence(2, 1001) } else { frame }
         };
         assert_eq!(bench.client_sends(&with(client, vip)), bench.to_backend(&with(source, backend).ttl(63)));
@@ -100,28 +147,40 @@ fn l19_what_may_not_be_forwarded_goes_to_the_stack_untouched() {
 
 #[test]
 fn l21_fragments_follow_their_first_one_in_both_directions() {
-    let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
-    for (service, client, vip, backend) in conversations().filter(|row| row.0.protocol == ServiceProtocol::Udp) {
-        let source = open(&bench, &service, client).source;
-        let cut = |from, to, ttl, id| Frame::udp(from, to).payload(&[3; 100]).identification(id).ttl(ttl);
-        let directions: [(Side, _, _); 2] =
-            [(Side::Clients, (client, vip), (source, backend)), (Side::Backends, (backend, source), (vip, client))];
-        for (side, (from, to), (new_from, new_to)) in directions {
-            let (mac_in, mac_out) = match side {
-                Side::Clients => (bench.macs_of_clients(), bench.macs_to_backends()),
-                Side::Backends => (bench.macs_of_backends(), bench.macs_to_clients()),
-            };
-            let sent = cut(from, to, 64, 77).macs(mac_in.0, mac_in.1).fragments(48);
-            let wanted = cut(new_from, new_to, 63, 77).macs(mac_out.0, mac_out.1).fragments(48);
-            // Before its first one, a fragment is nobody's.
-            let early = bench.run(side, &sent[1]);
-            assert_eq!((early.action, early.reason), (Action::Drop, Reason::FragmentUnknown), "{service}");
-            for (sent, wanted) in sent.iter().zip(&wanted) {
-                let outcome = bench.run(side, sent);
-                assert_eq!((outcome.action, &outcome.frame), (Action::Redirect, wanted), "{service} {side:?}");
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let bench = Bench::with_services(&NatConfig::default(), mode);
+        for (service, client, vip, backend) in conversations().filter(|row| row.0.protocol == ServiceProtocol::Udp) {
+            let source = open(&bench, &service, client).source;
+            let cut = |from, to, ttl, id| Frame::udp(from, to).payload(&[3; 100]).identification(id).ttl(ttl);
+            let directions: [(Side, _, _); 2] =
+                [(Side::Clients, (client, vip), (source, backend)), (Side::Backends, (backend, source), (vip, client))];
+            for (side, (from, to), (new_from, new_to)) in directions {
+                let (mac_in, mac_out) = match side {
+                    Side::Clients => (bench.macs_of_clients(), bench.macs_to_backends()),
+                    Side::Backends => (bench.macs_of_backends(), bench.macs_to_clients()),
+                };
+                let sent = cut(from, to, 64, 77).macs(mac_in.0, mac_in.1).fragments(48);
+                let wanted = cut(new_from, new_to, 63, 77).macs(mac_out.0, mac_out.1).fragments(48);
+                // What goes to a client by its own address may be anybody's.
+                let unknown = if side == Side::Backends && mode == NatMode::Destination {
+                    (Action::Pass, Reason::NotForVip)
+                } else {
+                    (Action::Drop, Reason::FragmentUnknown)
+                };
+                // Before its first one, a fragment is nobody's.
+                let early = bench.run(side, &sent[1]);
+                assert_eq!((early.action, early.reason), unknown, "{mode:?} {service}");
+                for (sent, wanted) in sent.iter().zip(&wanted) {
+                    let outcome = bench.run(side, sent);
+                    assert_eq!(
+                        (outcome.action, &outcome.frame),
+                        (Action::Redirect, wanted),
+                        "{mode:?} {service} {side:?}"
+                    );
+                }
+                let other = cut(from, to, 64, 78).macs(mac_in.0, mac_in.1).fragments(48);
+                assert_eq!(bench.run(side, &other[1]).reason, unknown.1, "another datagram's");
             }
-            let other = cut(from, to, 64, 78).macs(mac_in.0, mac_in.1).fragments(48);
-            assert_eq!(bench.run(side, &other[1]).reason, Reason::FragmentUnknown, "another datagram's");
         }
     }
 }

@@ -1,8 +1,11 @@
-//! The NAT balancer's services and backends as they come, change and go. Traps: L10, L16 to L18.
+//! The NAT balancer's services and backends as they come, change and go. Traps: L16 to L18.
 
 mod common;
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use common::{
     nat::{Bench, at, ip, service},
@@ -10,7 +13,7 @@ use common::{
 };
 use xdpkit::{
     Action, AttachOptions, BackendState, Echo, Error, NatBalancer, NatConfig, NatMode, NatService, NatTimeouts, Reason,
-    Scheduler, ServiceProtocol, Stage as _, XdpMode,
+    Scheduler, ServiceProtocol, Stage as _, TestRun, XdpMode,
 };
 use xdpkit_lab::{
     bpffs::BpfFs,
@@ -215,5 +218,77 @@ fn an_adopted_balancer_goes_on_with_every_connection() {
         assert_eq!((drained.state, drained.stats.active), (BackendState::Draining, 1));
         open(&bench, &service("udp/10.0.0.100:53"), at("10.0.0.25:4000"));
         attached.detach().unwrap();
+    }
+}
+
+/// While lists of backends replace each other, every new connection finds one of them, and after each change only those
+/// of the last list.
+#[test]
+fn l17_a_list_is_replaced_whole_while_connections_open() {
+    const LISTS: [&[(u8, u32)]; 4] = [&[(11, 1), (12, 1)], &[(13, 1), (14, 3)], &[(12, 2), (15, 1)], &[(11, 1)]];
+    for scheduler in [Scheduler::Maglev, Scheduler::RoundRobin, Scheduler::LeastConnections, Scheduler::SourceHash] {
+        let bench = Bench::new(&NatConfig::default().capacity(1 << 16));
+        let name = service(TCP4);
+        let address = |last: u8| at(&format!("192.168.178.{last}:8080"));
+        let list = |round: usize| -> Vec<_> {
+            LISTS[round % 4].iter().map(|(last, weight)| (address(*last), *weight)).collect()
+        };
+        let mut with = NatService::default().scheduler(scheduler);
+        with.backends = list(0);
+        bench.balancer.insert(name, &with).unwrap();
+        let next = AtomicUsize::new(0);
+        let opens = |allowed: &[u8]| {
+            let n = next.fetch_add(1, Ordering::SeqCst);
+            let client = SocketAddr::new(ip(&format!("10.0.0.{}", 20 + n % 30)), 1024 + (n / 30) as u16);
+            let (from, to) = bench.macs_of_clients();
+            let frame = Frame::tcp(client, at("10.0.0.100:80")).macs(from, to).build();
+            let request = TestRun::new(&frame).ingress(&bench.front, 0);
+            let verdict = bench.lab.balancer.run(|| bench.balancer.run(&request)).unwrap();
+            assert_eq!(
+                verdict.action,
+                Action::Redirect,
+                "{scheduler:?} {client}: {:?}",
+                bench.balancer.stats().unwrap()
+            );
+            assert!(allowed.contains(&verdict.frame[33]), "{scheduler:?} {client} went to {}", verdict.frame[33]);
+        };
+        let rounds = common::times(40, 200, 4);
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| {
+                for round in 1..=rounds {
+                    bench.balancer.set_backends(&name, &list(round)).unwrap();
+                    let allowed: Vec<u8> = LISTS[round % 4].iter().map(|(last, _)| *last).collect();
+                    (0..10).for_each(|_| opens(&allowed));
+                }
+            });
+            while !changing.is_finished() {
+                opens(&[11, 12, 13, 14, 15]);
+            }
+        });
+        assert_eq!(bench.balancer.service_stats(&name).unwrap().no_backend, 0);
+        assert!(next.into_inner() >= 11 * rounds);
+    }
+}
+
+#[test]
+fn a_service_that_comes_back_knows_nothing_of_its_old_connections() {
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let bench = Bench::with_services(&NatConfig::default(), mode);
+        let old = open(&bench, &service(TCP4), at("10.0.0.20:4000"));
+        let with = bench.balancer.remove(&service(TCP4)).unwrap();
+        // Its number goes to the next one.
+        let other = service("tcp/10.0.0.100:81");
+        bench.balancer.insert(other, &NatService::new([at("192.168.178.12:8080")]).mode(mode)).unwrap();
+        bench.balancer.insert(service(TCP4), &with).unwrap();
+        for port in [80, 81] {
+            let goes_on = Frame::tcp(at("10.0.0.20:4000"), SocketAddr::new(ip("10.0.0.100"), port));
+            let outcome = bench.client_sends(&goes_on.flags(tcp::ACK).sequence(2, 1001));
+            assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::NoConnection), "{mode:?} {port}");
+        }
+        let late = Frame::tcp(old.backend, old.source).flags(tcp::ACK).sequence(1001, 2);
+        assert_eq!(bench.backend_sends(&late).action, Action::Pass, "{mode:?}");
+        open(&bench, &service(TCP4), at("10.0.0.20:4000"));
+        open(&bench, &other, at("10.0.0.20:4000"));
+        assert_eq!(bench.balancer.service_stats(&service(TCP4)).unwrap().opened, 1, "counted from its return on");
     }
 }

@@ -1,4 +1,4 @@
-//! The NAT balancer between real hosts: every byte to the right peer, also where paths have several MTUs. Traps: L4, L6.
+//! The NAT balancer between real hosts: every byte to the right peer, also where paths have several MTUs. Traps: L4, L6, L12.
 
 mod common;
 
@@ -8,7 +8,10 @@ use std::{
 };
 
 use common::nat::{PATIENCE, ROUTED_VIPS as VIPS, attach, backends, ip};
-use xdpkit::{AttachOptions, NatBalancer, NatConfig, NatMode, NatService, Reason, ServiceAddr, Stage as _};
+use xdpkit::{
+    Action, AttachOptions, Interface, NatBalancer, NatConfig, NatMode, NatService, Reason, ServiceAddr, Stage as _,
+    preflight::{self, Severity},
+};
 use xdpkit_lab::{
     Namespace,
     topology::Nat,
@@ -61,8 +64,69 @@ fn tcp_and_udp_work_in_both_modes_and_families() {
         let stats = balancer.stats().unwrap();
         let through = [Reason::Forwarded, Reason::Answered].map(|reason| stats.reason(reason).packets);
         assert!(through.iter().all(|packets| *packets > 100), "it went through the balancer: {:?}", stats.reasons);
-        let dropped: Vec<_> = stats.reasons.iter().filter(|line| line.action == xdpkit::Action::Drop).collect();
+        let dropped: Vec<_> = stats.reasons.iter().filter(|line| line.action == Action::Drop).collect();
         assert!(dropped.is_empty(), "{dropped:?}");
+    }
+}
+
+/// A link of the balancer's with a backend on it, beside the two that it has.
+fn third_link(lab: &Nat) -> (Namespace, [IpAddr; 2]) {
+    let far = Namespace::new("far").unwrap();
+    veth((&lab.balancer, "eth2"), (&far, "eth0")).unwrap();
+    for (host, dev, last) in [(&lab.balancer, "eth2", 1), (&far, "eth0", 2)] {
+        host.add_address(dev, format!("192.168.180.{last}/24").parse().unwrap()).unwrap();
+        host.add_address(dev, format!("2001:db8:c::{last}/64").parse().unwrap()).unwrap();
+    }
+    lab.balancer.enable_forwarding().unwrap();
+    for gateway in ["192.168.180.1", "2001:db8:c::1"] {
+        far.add_default_route(ip(gateway)).unwrap();
+    }
+    (far, [ip("192.168.180.2"), ip("2001:db8:c::2")])
+}
+
+#[test]
+fn l12_backends_and_clients_on_three_links_reach_each_other() {
+    let lab = Nat::new(1, 1).unwrap();
+    let (far, far_addrs) = third_link(&lab);
+    let target = || {
+        let findings = lab.balancer.run(|| preflight::redirect_target(&Interface::by_name("eth2").unwrap())).unwrap();
+        findings.iter().any(|finding| finding.severity == Severity::Blocker)
+    };
+    assert_eq!(target(), !common::kernel_older_than_6_3(), "frames that are redirected there would be lost");
+    let _guard = far.xdp_pass("eth0").unwrap();
+    assert!(!target());
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let balancer = NatBalancer::load(&NatConfig::default()).unwrap();
+        let _attached = ["eth0", "eth1", "eth2"]
+            .map(|name| lab.balancer.run(|| balancer.attach(&AttachOptions::new(name)).unwrap()));
+        for (ipv6, vip) in [(false, ip(VIPS[0])), (true, ip(VIPS[1]))] {
+            let near = backends(&lab, ipv6, 8080)[0];
+            let beyond = SocketAddr::new(far_addrs[usize::from(ipv6)], 8080);
+            let hosts = [(&lab.backends[0], near, &far), (&far, beyond, &lab.backends[0])];
+            for (port, (host, backend, hairpin)) in [80, 81].into_iter().zip(hosts) {
+                let echo = TcpEcho::start(host, backend).unwrap();
+                let name = ServiceAddr::tcp(vip, port);
+                balancer.insert(name, &NatService::new([backend]).mode(mode)).unwrap();
+                let payload = bytes(common::times(200_000, 5_000_000, 40_000));
+                // From the clients' link, and from the other backend's.
+                for client in [&lab.clients[0], hairpin] {
+                    let back = tcp_echo(client, (vip, port).into(), &payload, Duration::from_secs(60));
+                    let back = back.unwrap_or_else(|error| panic!("{mode:?} {name}: {error}"));
+                    assert!(back == payload, "{mode:?} {name}");
+                }
+                assert_eq!(echo.connections(), 2);
+            }
+            // Who comes by the link that the backend is on goes back there; in Full mode, for else it would hear itself.
+            if mode == NatMode::Full {
+                let _echo = TcpEcho::start(&far, beyond).unwrap();
+                let back = tcp_echo(&far, (vip, 81).into(), b"to myself", PATIENCE).unwrap();
+                assert_eq!(back, b"to myself");
+            }
+        }
+        let stats = balancer.stats().unwrap();
+        let through = [Action::Redirect, Action::Tx].map(|action| stats.action(action).packets);
+        assert!(through[0] > 200 && (through[1] > 0 || mode != NatMode::Full), "{mode:?} {:?}", stats.reasons);
+        assert_eq!(stats.dropped().packets, 0, "{:?}", stats.reasons);
     }
 }
 
