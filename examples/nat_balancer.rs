@@ -14,7 +14,11 @@
 
 mod common;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use common::{Flags, Output, Session, Usage, lab};
 use serde_json::{Value, json};
@@ -88,8 +92,13 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let place = lab.as_ref().map(|lab| &lab.nat.balancer);
     let session = Session::start_on(&flags, &balancer, place, &lab::Balanced::INTERFACES)?;
     let scenario = lab.map(|lab| lab.play(own_services, session.stop(), Output { json: flags.json }));
+    let mut collected = Instant::now();
     let tick = |output: Output| {
-        balancer.collect()?;
+        // Reads all connections: not with every event.
+        if collected.elapsed() >= Duration::from_secs(1) {
+            balancer.collect()?;
+            collected = Instant::now();
+        }
         let event = events.next_within(Duration::from_millis(50))?;
         if let Some(event) = &event {
             report(output, event);

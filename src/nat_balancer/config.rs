@@ -190,7 +190,7 @@ pub struct NatConfig {
     /// default: the service's own address.
     pub addresses: Vec<IpAddr>,
     /// Ports that backends see as the clients'; 1024 to 65,535 by default. One backend can have as many connections at
-    /// once as there are addresses and ports.
+    /// once as there are addresses and ports; when nearly all are taken, some are refused, for 32 are tried.
     pub ports: RangeInclusive<u16>,
     /// After how much silence connections end. Can be changed later.
     pub timeouts: NatTimeouts,
