@@ -118,6 +118,10 @@ __attribute__((noinline, weak)) __u64 nat_find_quoted(struct xdp_md *ctx, __u32 
 	number = vip ? service_find(b, vip, job->packet.protocol, job->packet.destination_port) : 0;
 	found = nat_find(s, b, job, vip, number, now);
 	found &= ~NAT_GUESSED;
+	if (!found && number) {
+		found = nat_find_answer();
+		number = 0;
+	}
 	return found && !number ? found | NAT_ERROR_BACKEND : found;
 }
 

@@ -5,8 +5,8 @@ mod common;
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use common::{
-    nat::{Bench, at, ip, service},
-    nat_talk::{TCP4, conversations, open, segment, tcp4},
+    nat::{Bench, Outcome, at, ip, service},
+    nat_talk::{TCP4, conversations, open, segment, tcp4, too_big},
 };
 use xdpkit::{Action, NatConfig, NatMode, NatService, Reason, ServiceProtocol};
 use xdpkit_lab::frame::{Frame, tcp};
@@ -150,6 +150,11 @@ fn l14_a_new_service_does_not_cut_off_the_connections_that_have_its_port() {
             assert_eq!(answer, bench.to_client(&talk(vip, client).ttl(63)), "{name}: still the first one's");
             assert_eq!(bench.client_sends(&talk(client, vip)), bench.to_backend(&talk(first.source, backend).ttl(63)));
         }
+        // An error about what the client sent, quoted as the backend was to see it.
+        let seen = too_big(backend.ip(), first.source.ip(), &talk(first.source, backend), 2000);
+        let wanted = too_big(vip.ip(), client.ip(), &talk(client, vip), 2000).ttl(63);
+        let wanted = Outcome { reason: Reason::ErrorForwarded, ..bench.to_client(&wanted) };
+        assert_eq!(bench.backend_sends(&seen), wanted, "{name}");
         // The new one's clients are its own, and nobody gets its port any more.
         assert_eq!(open(&bench, &taken, SocketAddr::new(client.ip(), 4001)).backend, other);
         for port in 5000..5060 {

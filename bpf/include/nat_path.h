@@ -201,7 +201,6 @@ __attribute__((noinline, weak)) __u64 nat_find_answer(void)
 {
 	struct nat_settings *s = nat_settings();
 	struct nat_job *job = nat_job();
-
 	__u64 found;
 
 	if (!s || !job || !job->vip || !s->ports_shared)
