@@ -320,7 +320,7 @@ fn connections_come_and_go_and_leave_nothing_behind() {
     let mut timeouts = NatTimeouts::default();
     timeouts.time_wait = Duration::from_secs(1);
     timeouts.reset = Duration::from_secs(1);
-    let balancer = NatBalancer::load(&NatConfig::default().timeouts(timeouts)).unwrap();
+    let balancer = Arc::new(NatBalancer::load(&NatConfig::default().timeouts(timeouts)).unwrap());
     let _attached = attach(&lab, &balancer);
     let stop = Arc::new(AtomicBool::new(false));
     let mut servers = Vec::new();
@@ -344,6 +344,16 @@ fn connections_come_and_go_and_leave_nothing_behind() {
         }
         balancer.insert(ServiceAddr::tcp(ip(VIPS[usize::from(ipv6)]), 80), &NatService::new(backends)).unwrap();
     }
+    // All the while, the dead are collected and connections are listed, as often as it goes.
+    let (collector, stopping) = (Arc::clone(&balancer), Arc::clone(&stop));
+    servers.push(thread::spawn(move || {
+        while !stopping.load(Ordering::SeqCst) {
+            collector.collect().unwrap();
+            let listed = collector.connections().unwrap();
+            assert!(listed.iter().all(|found| found.source.ip() == found.service.address), "no half-written one");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }));
     let began = Instant::now();
     let workers: Vec<_> = lab
         .clients
