@@ -228,7 +228,7 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 		return verdict(REASON_NO_BACKEND, XDP_DROP);
 	ipip = service->flags & DSR_IPIP;
 	if (p->network == NETWORK_IPV4 ? p->ip4->ttl <= 1 : p->ip6->hop_limit <= 1)
-		return verdict(REASON_HOP_LIMIT, XDP_PASS);
+		return verdict(REASON_HOP_LIMIT, expire(ctx));
 	if (!next_hop_is_fresh(&state->hop))
 		find_way(ctx, c->t.backend, !ipip);
 	if (state->hop.state != NEXT_HOP_FOUND && state->hop.state != NEXT_HOP_UNRESOLVED)

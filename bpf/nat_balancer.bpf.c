@@ -258,7 +258,7 @@ int nat_balancer(struct xdp_md *ctx)
 	if (!found && from_backend)
 		return nat_done(ctx, job, job->vip ? REASON_NO_SERVICE : REASON_NOT_FOR_VIP, XDP_PASS);
 	if ((p.network == NETWORK_IPV6 ? p.ip6->hop_limit : p.ip4->ttl) <= 1)
-		return nat_done(ctx, job, REASON_HOP_LIMIT, XDP_PASS);
+		return nat_done(ctx, job, REASON_HOP_LIMIT, expire(ctx));
 
 	guessed = found & NAT_GUESSED;
 	found &= ~NAT_GUESSED;

@@ -166,7 +166,8 @@ reasons! {
     Unresolved = 69, "unresolved";
     /// Balancers: the host has no way to the backend, or forwarding is off on the interface.
     NoRoute = 70, "no_route";
-    /// Balancers: TTL or hop limit of 1 or 0; it went on to the host's stack.
+    /// Balancers: TTL or hop limit of 1 or 0. It went on to the host's stack, which tells the sender; or was dropped where the
+    /// stack would take it for itself, as its address is one of the host's own.
     HopLimit = 71, "hop_limit";
     /// Balancers: too big for the way to the backend; Fragmentation Needed or Packet Too Big went back.
     TooBigAnswered = 72, "too_big_answered";

@@ -122,6 +122,7 @@ struct Clients {
     thread: JoinHandle<u64>,
     /// Sees what comes to each backend.
     seen: Vec<PacketSocket>,
+    hosts: Vec<Namespace>,
 }
 
 impl Clients {
@@ -155,7 +156,9 @@ impl Clients {
             }
             sent
         });
-        let clients = Self { stop, rounds, thread, seen };
+        let mut hosts = net.lab.backends.clone();
+        hosts.extend([&net.lab.client, &net.lab.gateway, &net.lab.balancer].map(Namespace::clone));
+        let clients = Self { stop, rounds, thread, seen, hosts };
         clients.go_on();
         clients
     }
@@ -173,11 +176,20 @@ impl Clients {
         }
     }
 
+    /// How many RSTs each host has sent: who answers what is not for it would break a connection.
+    fn resets(&self) -> Vec<(&str, u64)> {
+        self.hosts.iter().map(|host| (host.name(), host.resets_sent().unwrap())).collect()
+    }
+
     /// Waits until all connections have said something.
     fn go_on(&self) {
         let before = self.rounds.load(Ordering::Relaxed);
         while self.rounds.load(Ordering::Relaxed) < before + 2 {
-            assert!(!self.thread.is_finished(), "a connection broke: its thread has said why");
+            assert!(
+                !self.thread.is_finished(),
+                "a connection broke, its thread has said why; RSTs: {:?}",
+                self.resets()
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         self.nothing_denied_came();
@@ -190,6 +202,8 @@ impl Clients {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.nothing_denied_came();
+        let resets = self.resets();
+        assert!(resets.iter().all(|(_, sent)| *sent == 0), "{resets:?}");
         let sent = self.thread.join().expect("no connection broke");
         (self.rounds.load(Ordering::Relaxed), sent)
     }

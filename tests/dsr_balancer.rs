@@ -209,6 +209,13 @@ fn l19_one_hop_is_not_forwarded() {
             assert_eq!((action, reason), wanted, "{ttl}");
             assert!(action == Action::Tx || out == frame, "untouched");
         }
+        // An address of the host's own: its stack would answer with RST.
+        let own = if family6 { "2001:db8:b::10" } else { "192.168.178.10" };
+        let at: SocketAddr = if family6 { format!("[{own}]:80") } else { format!("{own}:80") }.parse().unwrap();
+        b.service(&format!("tcp/{at}"), DsrService::l2(), &neighbours(family6, &[11]));
+        let frame = Frame::tcp(SocketAddr::new(client(family6, 0), 1), at);
+        let (action, reason, _) = b.run(&arriving(&host, frame.ttl(1)).build());
+        assert_eq!((action, reason), (Action::Drop, Reason::HopLimit), "{own}");
     }
 }
 

@@ -143,6 +143,32 @@ fn l19_what_may_not_be_forwarded_goes_to_the_stack_untouched() {
         }
         assert!(bench.balancer.find(client, &service).unwrap().is_none(), "and opens nothing");
     }
+    // An address of the host's own: its stack would answer with RST.
+    for (own, backend) in [("10.0.0.10:80", "192.168.178.11:8080"), ("[2001:db8:a::10]:80", "[2001:db8:b::11]:8080")] {
+        bench.balancer.insert(service(&format!("tcp/{own}")), &NatService::new([at(backend)])).unwrap();
+        let client = at(if at(own).is_ipv4() { "10.0.0.20:4000" } else { "[2001:db8:a::20]:4000" });
+        let outcome = bench.client_sends(&Frame::tcp(client, at(own)).ttl(1));
+        assert_eq!((outcome.action, outcome.reason), (Action::Drop, Reason::HopLimit), "{own}");
+    }
+}
+
+#[test]
+fn l11_the_stack_is_given_no_packet_that_it_takes_for_forged() {
+    let bench = Bench::new(&NatConfig::default());
+    for (vip, own) in [("10.0.0.100:80", false), ("10.0.0.10:80", true)] {
+        // One after the other, so that each is the first that is not known.
+        for backend in ["192.168.178.98:8080", "192.168.178.99:8080"] {
+            let name = service(&format!("tcp/{vip}"));
+            bench.balancer.insert(name, &NatService::new([at(backend)])).unwrap();
+            let outcome = bench.client_sends(&Frame::tcp(at("10.0.0.20:4000"), at(vip)));
+            assert_eq!((outcome.action, outcome.reason), (Action::Pass, Reason::Unresolved));
+            let source = if own { ip("10.0.0.20") } else { ip("10.0.0.100") };
+            let (from, to) = (&outcome.frame[26..30], &outcome.frame[30..34]);
+            assert_eq!(std::net::IpAddr::from([from[0], from[1], from[2], from[3]]), source, "{vip}");
+            assert_eq!(std::net::IpAddr::from([to[0], to[1], to[2], to[3]]), at(backend).ip(), "{vip}");
+            bench.balancer.remove(&name).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -39,9 +39,12 @@ static __always_inline struct nat_settings *nat_settings(void)
 /* What is confirmed is for its record to judge; of the others, the oldest goes first when there is no room. */
 static __always_inline __u64 nat_rank(__u64 value, __u64 now)
 {
+	__u64 age = (now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK;
+
 	if (value & NAT_VALUE_CONFIRMED)
 		return FLOW_KEEP;
-	return (((now - (value >> NAT_VALUE_STAMP_SHIFT)) & NAT_VALUE_STAMP_MASK) + 1) << 2;
+	/* Another CPU's clock may be a tick ahead of ours, and what it has just entered must not look like the oldest of all. */
+	return (((age + 1) & NAT_VALUE_STAMP_MASK) + 1) << 2;
 }
 
 /* Global: see FLOW_TABLE_OF(). */

@@ -125,9 +125,10 @@ __attribute__((noinline, weak)) int nat_source_is_own(struct xdp_md *ctx)
 
 /*
  * The way on leads through a neighbour whose MAC is not known. The host's stack finds it out and forwards the packet, for
- * which this answers 0; but not where the packet's new source is the host's own address, which it takes for forged. So
- * where that may be, and the neighbour is still not known a moment later, a packet becomes a request with its old source:
- * XDP_PASS, or XDP_DROP where it has no room.
+ * which this answers 0; but where the packet's new source is the host's own address, not by IPv4, which takes it for
+ * forged, and perhaps not by IPv6. There a packet becomes a request with its old source: XDP_PASS, or XDP_DROP where it has
+ * no room. By IPv4 at once, as there may be more neighbours to find out than we remember; by IPv6 only when the
+ * neighbour is still not known a moment later.
  */
 __attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
 {
@@ -147,7 +148,9 @@ __attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
 		job->unresolved[1] = job->way.to.destination[1];
 		job->unresolved_at = now;
 	}
-	if (!again || now - job->unresolved_at < NAT_RESOLVE_TIME || !nat_source_is_own(ctx))
+	if (job->packet.ipv6 && (!again || now - job->unresolved_at < NAT_RESOLVE_TIME))
+		return 0;
+	if (!nat_source_is_own(ctx))
 		return 0;
 	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return XDP_DROP;

@@ -7,6 +7,7 @@
 #define XDPKIT_NEXT_HOP_H
 
 #include "kernel.h"
+#include "parse.h"
 #include "../abi/service.h"
 
 /* A second where the kernel ticks 100 times in one, less where it ticks faster: so old may an answer be. */
@@ -73,6 +74,27 @@ __attribute__((noinline, weak)) int next_hop_find(struct xdp_md *ctx, struct nex
 	hop->state = NEXT_HOP_FOUND;
 	hop->fresh_until += NEXT_HOP_LIFE - 1;
 	return NEXT_HOP_FOUND;
+}
+
+/*
+ * What becomes of a packet for one of our addresses whose hops are over: XDP_PASS, so that the host's stack tells its sender,
+ * but only where it would forward the packet. What is sent to an address of its own it takes for itself, and answers with
+ * the RST of a port that nobody listens at: XDP_DROP. Global: few packets need it. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) int expire(struct xdp_md *ctx)
+{
+	struct next_hop_request request = {};
+	struct next_hop hop = {};
+	struct packet p;
+
+	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+		return XDP_DROP;
+	request.family = p.network;
+	if (p.network == NETWORK_IPV4)
+		request.destination[0] = p.ip4->daddr;
+	else
+		__builtin_memcpy(request.destination, &p.ip6->daddr, sizeof(request.destination));
+	return next_hop_find(ctx, &request, &hop) == NEXT_HOP_NO_ROUTE ? XDP_DROP : XDP_PASS;
 }
 
 /* Sends the frame, whose MACs are written, on its way. */

@@ -167,6 +167,26 @@ impl Namespace {
         added.context(|| self.about(dev, &format!("add neighbour {ip}")))
     }
 
+    /// Makes the kernel forget a neighbour, if it knows it.
+    pub fn forget_neighbour(&self, dev: &str, ip: IpAddr) -> Result<()> {
+        match self.0.netlink.remove_neighbour(self.ifindex(dev)?, ip) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            removed => removed.context(|| self.about(dev, &format!("forget neighbour {ip}"))),
+        }
+    }
+
+    /// How many RSTs the namespace's own TCP has sent so far, in both families.
+    pub fn resets_sent(&self) -> Result<u64> {
+        let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
+        let text = text.context(|| format!("namespace {}: read /proc/net/snmp", self.name()))?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp:")).map(str::split_whitespace);
+        let count = lines.next().zip(lines.next()).and_then(|(names, mut values)| {
+            values.nth({ names }.position(|name| name == "OutRsts")?).and_then(|value| value.parse().ok())
+        });
+        let missing = || std::io::Error::other("it has no Tcp: OutRsts");
+        count.ok_or_else(missing).context(|| format!("namespace {}: /proc/net/snmp", self.name()))
+    }
+
     /// Writes a sysctl of this namespace, for example `net.ipv4.ip_forward`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let written = self.run(|| write_sysctl(key, value));

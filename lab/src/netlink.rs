@@ -153,18 +153,14 @@ impl Netlink {
     }
 
     pub(crate) fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
-        let mut entry = NeighbourMessage::default();
-        entry.header.family = family(ip);
-        entry.header.ifindex = index;
+        let mut entry = neighbour(index, ip);
         entry.header.state = NeighbourState::Permanent;
-        entry.header.kind = RouteType::Unicast;
-        let ip = match ip {
-            IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-            IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-        };
-        entry.attributes =
-            vec![NeighbourAttribute::Destination(ip), NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+        entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         self.request(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+    }
+
+    pub(crate) fn remove_neighbour(&self, index: u32, ip: IpAddr) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::DelNeighbour(neighbour(index, ip)), 0).map(drop)
     }
 
     /// Sends one request and collects the answers up to its acknowledgement.
@@ -206,6 +202,19 @@ fn family(ip: IpAddr) -> AddressFamily {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
     }
+}
+
+fn neighbour(index: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = family(ip);
+    entry.header.ifindex = index;
+    entry.header.kind = RouteType::Unicast;
+    let ip = match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    };
+    entry.attributes = vec![NeighbourAttribute::Destination(ip)];
+    entry
 }
 
 /// The default route of a gateway's family.

@@ -33,6 +33,8 @@ pub(crate) enum Way {
 pub(crate) struct Net {
     pub(crate) client: Namespace,
     pub(crate) balancer_ns: Namespace,
+    pub(crate) gateway: Namespace,
+    pub(crate) switch: Namespace,
     pub(crate) backends: Vec<Namespace>,
     pub(crate) backend_addrs: Vec<Addresses>,
     pub(crate) client_addr: Addresses,
@@ -46,7 +48,8 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new(way: Way, backends: usize, config: &DsrConfig) -> Self {
         let vip = (VIP4.into(), VIP6.into());
-        let (client, balancer_ns, backends, backend_addrs, client_addr, topology): (
+        let (client, balancer_ns, [gateway, switch], backends, backend_addrs, client_addr, topology): (
+            _,
             _,
             _,
             _,
@@ -56,13 +59,15 @@ impl Net {
         ) = match way {
             Way::L2 => {
                 let t = DsrL2::new(backends, vip.0, vip.1).unwrap();
+                let routers = [t.gateway.clone(), t.switch.clone()];
                 let parts = (t.client.clone(), t.balancer.clone(), t.backends.clone(), t.backend_addrs.clone());
-                (parts.0, parts.1, parts.2, parts.3, t.client_addr, Box::new(t))
+                (parts.0, parts.1, routers, parts.2, parts.3, t.client_addr, Box::new(t))
             }
             Way::IpIp(mtu) | Way::Crossed(mtu) => {
                 let t = DsrIpip::with_mtu(backends, vip.0, vip.1, mtu).unwrap();
+                let routers = [t.gateway.clone(), t.switch.clone()];
                 let parts = (t.client.clone(), t.balancer.clone(), t.backends.clone(), t.backend_addrs.clone());
-                (parts.0, parts.1, parts.2, parts.3, t.client_addr, Box::new(t))
+                (parts.0, parts.1, routers, parts.2, parts.3, t.client_addr, Box::new(t))
             }
         };
         let balancer = DsrBalancer::load(config).unwrap();
@@ -79,6 +84,8 @@ impl Net {
         Self {
             client,
             balancer_ns,
+            gateway,
+            switch,
             backends,
             backend_addrs,
             client_addr,

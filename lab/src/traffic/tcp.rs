@@ -124,9 +124,12 @@ impl TcpEcho {
         let echo = |stream: &mut TcpStream, _| {
             let mut buffer = [0; 16 * 1024];
             loop {
-                match stream.read(&mut buffer)? {
-                    0 => return Ok(()),
-                    len => stream.write_all(&buffer[..len])?,
+                match stream.read(&mut buffer) {
+                    Ok(0) => return Ok(()),
+                    Ok(len) => stream.write_all(&buffer[..len])?,
+                    // With a time-out it is, when the process was stopped for a while.
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
                 }
             }
         };
