@@ -134,6 +134,8 @@ int rate_limiter(struct xdp_md *ctx)
 		}
 		if (verdict.outcome != RATE_NO_PLACE)
 			count_scope(counters, q.class, 0, q.bytes, false);
+		else if (admit_unknown(q.bank))
+			verdict.outcome = RATE_ADMITTED_UNKNOWN;
 	} else {
 		if (!policy->scopes)
 			goto out;
@@ -146,9 +148,12 @@ int rate_limiter(struct xdp_md *ctx)
 	case RATE_ADMITTED:
 		reason = REASON_WITHIN_LIMIT;
 		break;
+	case RATE_ADMITTED_UNKNOWN:
+		reason = REASON_UNKNOWN_SOURCE;
+		break;
 	case RATE_NO_PLACE:
 		reason = REASON_UNKNOWN_SOURCE;
-		action = admit_unknown(q.bank) ? XDP_PASS : XDP_DROP;
+		action = XDP_DROP;
 		break;
 	case RATE_LOST_RACES:
 		reason = REASON_CONTENDED;

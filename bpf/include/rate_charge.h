@@ -219,6 +219,12 @@ __attribute__((noinline, weak)) int refund_kept(__u32 at)
 	return 0;
 }
 
+static __always_inline void refund_all(const struct rate_charges *mine)
+{
+	for (__u32 j = 0; j < RATE_SCOPES * 2 && j < *(volatile __u32 *)&mine->done; j++)
+		refund_kept(j);
+}
+
 /*
  * Every limit that a packet is under. It is charged to all of them, or to none: where one refuses, what the
  * others were charged is given back, and is lost only when another packet of the source was at that bucket in between.
@@ -249,8 +255,7 @@ static __always_inline __u64 charge_all(struct question *q, const struct rate_po
 			mine->unknown++;
 			continue;
 		}
-		for (__u32 j = 0; j < RATE_SCOPES * 2 && j < *(volatile __u32 *)&mine->done; j++)
-			refund_kept(j);
+		refund_all(mine);
 		count_scope(counters, q->class, i / 2, q->bytes, false);
 		verdict.outcome = outcome;
 		verdict.scope = i / 2;
@@ -260,7 +265,9 @@ static __always_inline __u64 charge_all(struct question *q, const struct rate_po
 	}
 	verdict.matched = mine->matched != 0;
 	if (mine->unknown) {
-		verdict.outcome = RATE_NO_PLACE;
+		verdict.outcome = admit_unknown(q->bank) ? RATE_ADMITTED_UNKNOWN : RATE_NO_PLACE;
+		if (verdict.outcome == RATE_NO_PLACE)
+			refund_all(mine);
 		return verdict.packed;
 	}
 	for (__u32 scope = 0; scope < RATE_SCOPES; scope++) {

@@ -8,6 +8,7 @@ pub(crate) mod dsr_net;
 pub(crate) mod kernel_log;
 pub(crate) mod nat;
 pub(crate) mod pins;
+pub(crate) mod rate;
 pub(crate) mod rules;
 pub(crate) mod traffic;
 
