@@ -4,7 +4,8 @@
 
 use std::{env, path::PathBuf};
 
-const SOURCES: &[&str] = &["bench", "checksum", "flow_table", "live", "lpm", "rate", "verdict", "yardstick"];
+const SOURCES: &[&str] =
+    &["bench", "checksum", "flow_table", "live", "lpm", "rate", "token_bucket", "verdict", "yardstick"];
 
 const CLANG_ARGS: &[&str] = &["-mcpu=v3", "-nostdinc", "-Wall", "-Wextra", "-Werror"];
 

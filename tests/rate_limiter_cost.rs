@@ -3,7 +3,7 @@
 mod common;
 
 use common::is_emulated;
-use xdpkit::{Rate, RateLimiter, RateLimiterConfig, Reason, Scope, Stage as _};
+use xdpkit::{Limit, Rate, RateLimiter, RateLimiterConfig, Reason, Scope, Stage as _, Tier};
 use xdpkit_lab::{
     bench::{Harness, LruLimiter, Random, Yardstick, random_v4},
     frame::Frame,
@@ -54,4 +54,26 @@ fn a_known_source_costs_less_than_in_an_lru_hash() {
             assert!(own <= lru * part, "{own:.1} ns, with an LRU_HASH {lru:.1}");
         }
     }
+}
+
+/// A limit of bytes that only tiers have makes everybody's packets take the longer way. When it goes, so does that.
+#[test]
+fn a_tier_that_is_gone_costs_nothing() {
+    let endless = Rate::per_second(976).burst(1 << 20);
+    let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, endless)).unwrap();
+    let net = "203.0.113.0/24".parse().unwrap();
+    let tier = Tier::Limited(Limit::bytes(Rate::per_second(1_000_000)));
+    let flows = random_v4(1 << 8);
+    let frame = Frame::udp(flows[0], "10.0.0.1:53".parse().unwrap());
+    let harness = Harness::new(&frame.payload(&[0; 18]).build(), &flows).unwrap();
+    let cost = || harness.cost_above_empty(limiter.program_fd(), 50).unwrap().minimum;
+    harness.verdict(limiter.program_fd(), 1 << 10).unwrap();
+    let before = cost();
+    limiter.tiers().insert(net, tier).unwrap();
+    harness.verdict(limiter.program_fd(), 1 << 10).unwrap();
+    let with = cost();
+    limiter.tiers().remove(net).unwrap();
+    let after = cost();
+    println!("{before:.1} ns above an empty program, {with:.1} with that tier, {after:.1} without it again");
+    assert!(is_emulated() || (with > before + 5.0 && after < (before + with) / 2.0));
 }

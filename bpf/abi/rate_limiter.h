@@ -26,6 +26,7 @@ enum rate_meter {
  */
 #define RATE_TIME_BITS 50
 #define RATE_TIME_MASK ((1ULL << RATE_TIME_BITS) - 1)
+#define RATE_LEAD_END ((1ULL << 48) + (1ULL << 40)) /* no lead comes near that */
 #define RATE_UNIT_SHIFT 50
 #define RATE_UNITS 4
 #define RATE_SEEN (1ULL << 52)
@@ -127,7 +128,10 @@ struct rate_shared {
 	__u64 reserved_four[7];
 };
 
-/* By class and scope, a CPU; not of class 0, see RATE_OWN_SCOPES. */
+/*
+ * By class and scope, a CPU. Those of class 0 are not here, see RATE_OWN_SCOPES, which only grow: in their place stands
+ * what they were when the scope came to its place.
+ */
 struct rate_count {
 	struct xdpkit_count admitted;
 	struct xdpkit_count refused;

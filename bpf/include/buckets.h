@@ -54,7 +54,8 @@ struct {
 
 static __always_inline __u64 rate_moment(const struct rate_policy *policy, __u64 now)
 {
-	__u64 protect = policy->protect >> 30;
+	/* Never for a shorter time than was asked for. */
+	__u64 protect = (policy->protect + (1 << 30) - 1) >> 30;
 
 	if (protect >= 1 << RATE_PROTECT_BITS)
 		protect = (1 << RATE_PROTECT_BITS) - 1;
@@ -81,6 +82,7 @@ enum rate_outcome {
 	RATE_REFUSED_AGAIN = 2, /* an event has told before */
 	RATE_NO_PLACE = 3,
 	RATE_LOST_RACES = 4,
+	RATE_ADMITTED_UNKNOWN = 5, /* it has no place, and passes as rate_full says */
 };
 
 /* A source, masked by its prefix length. IPv4: the address in `high`, and `low` is 0. */
@@ -269,6 +271,9 @@ static __always_inline void rate_refund(const struct rate_charge *charge)
 	if (!t || !limit || !buckets_find(t, charge->key, &e))
 		return;
 	bucket = flow_value(e.word);
+	/* By another policy, it may be counted in other units by now. */
+	if ((bucket >> RATE_UNIT_SHIFT & (RATE_UNITS - 1)) != limit->unit)
+		return;
 	time = (bucket - gcra_cost(limit, charge->amount)) & RATE_TIME_MASK;
 	flow_update(&e, (bucket & ~RATE_TIME_MASK) | time);
 }

@@ -6,7 +6,8 @@
  *
  * Times are counted modulo 2^50 units. A lead greater than any can be is the time of a bucket idle for long, not
  * one of the future; `most` leaves a second for CPUs whose clocks disagree. (A bucket that sleeps for just as long as
- * the count takes to come round, 36 years to 73 minutes by the limit's rate, may look full for as long as its burst.)
+ * the count takes to come round, 36 years to 73 minutes by the limit's rate, may look full for as long as its burst.
+ * Who knows the bucket but not its limit, as who looks for room, takes it for full in the last quarter of that time.)
  * A clock that went back makes the lead greater: nothing is given away.
  */
 #ifndef XDPKIT_GCRA_H
@@ -38,9 +39,11 @@ static __always_inline __s64 gcra_lead_ns(__u64 bucket, __u64 now)
 {
 	__u32 unit = bucket >> RATE_UNIT_SHIFT & (RATE_UNITS - 1);
 	__u32 left = unit < 2 ? 0 : 6 * unit - 10, right = unit < 2 ? 10 - 6 * unit : 0;
-	__s64 lead = (bucket - ((now << left) >> right)) << (64 - RATE_TIME_BITS);
+	__s64 lead = bucket - ((now << left) >> right);
 
-	return (lead >> (64 - RATE_TIME_BITS) << right) >> left;
+	/* From one more than any lead on, it is of the past. */
+	lead = ((lead - (RATE_LEAD_END + 1)) & RATE_TIME_MASK) + RATE_LEAD_END - RATE_TIME_MASK;
+	return (__s64)((__u64)lead << right) >> left;
 }
 
 /* A time of a bucket whose limit had other units before it was changed. */

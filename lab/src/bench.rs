@@ -26,6 +26,7 @@ mod layout;
 mod live;
 mod lpm;
 mod rate;
+mod token_bucket;
 mod verdict;
 mod yardstick;
 
@@ -45,6 +46,7 @@ use layout::Layout;
 pub use live::{LiveForward, LiveFrames};
 pub use lpm::{LpmProbe, Route};
 pub use rate::LruLimiter;
+pub use token_bucket::{TokenBucket, TokenCount};
 pub use verdict::VerdictProbe;
 pub use yardstick::Yardstick;
 

@@ -21,6 +21,8 @@ pub(crate) const RECORD_EVENTS: usize = RECORD_SHARED + 1;
 /// Parts of a bucket.
 pub(crate) const TIME_BITS: u32 = 50;
 pub(crate) const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
+/// No lead comes near that.
+pub(crate) const LEAD_END: u64 = (1 << 48) + (1 << 40);
 pub(crate) const UNIT_SHIFT: u32 = 50;
 pub(crate) const IPV6: u64 = 1 << 54;
 pub(crate) const TAG_SHIFT: u32 = 55;

@@ -30,3 +30,9 @@ impl From<Count> for crate::Count {
         Self { packets: count.packets, bytes: count.bytes }
     }
 }
+
+impl From<crate::Count> for Count {
+    fn from(count: crate::Count) -> Self {
+        Self { packets: count.packets, bytes: count.bytes }
+    }
+}

@@ -54,6 +54,8 @@ impl<'l> Bans<'l> {
         let now = nanoseconds(sys::monotonic());
         let until = time.map_or(BAN_TIME, |time| now.saturating_add(nanoseconds(time)).min(BAN_TIME - 1));
         let value = until | if source.is_ipv6() { BAN_IPV6 } else { 0 };
+        // Nobody may be counting anew in between what bans there are, see settle().
+        let _alone = limiter.book();
         // First: a ban that nobody looks for is none.
         limiter.announce_ban(Duration::from_nanos(until));
         let rank = |value: u64| match value & BAN_TIME {
@@ -115,12 +117,13 @@ impl<'l> Bans<'l> {
     /// period what there is counts again.
     fn settle(&self) -> Result<()> {
         let limiter = self.limiter;
+        let mut book = limiter.book();
         let last = || limiter.bans.iter().map(|entry| entry.value() & BAN_TIME).max().unwrap_or(0);
         let word = &limiter.shared.as_ref()[BANNED_UNTIL];
         let before = word.load(Ordering::SeqCst);
         let now = last();
         if now < before && word.compare_exchange(before, now, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            limiter.book().wait(&limiter.core)?;
+            book.wait(&limiter.core)?;
             limiter.announce_ban(Duration::from_nanos(last()));
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! by one store; each packet goes by one of them. Tiers are edited in place, a word at a time; a new list of
 //! them is built aside and comes with its policy.
 
+pub(super) mod counts;
 mod tiers;
 
 use std::{
@@ -256,13 +257,26 @@ impl Book {
         self.plan.policy = read(&self.policies, self.bank as usize);
     }
 
-    pub(super) fn set_limit(&mut self, core: &StageCore, scope: Scope, limit: Limit) -> Result<Option<Limit>> {
+    /// `forget` is told the place of a scope that was not limited: another one may have had it, and nobody uses it now.
+    pub(super) fn set_limit(
+        &mut self,
+        core: &StageCore,
+        scope: Scope,
+        limit: Limit,
+        forget: impl FnOnce(usize),
+    ) -> Result<Option<Limit>> {
         let mut plan = self.plan.clone();
         let Some(slot) = plan.slot_of(scope).or_else(|| plan.scopes.iter().position(Option::is_none)) else {
             let entry = scope.to_string();
             return Err(Error::Full { map: "policies".into(), capacity: SCOPES as u32, entry });
         };
         let before = plan.scopes[slot].replace((scope, limit)).map(|(_, limit)| limit);
+        plan.encode()?;
+        if before.is_none() {
+            self.wait(core)?;
+            counts::begin_scope(core, slot)?;
+            forget(slot);
+        }
         self.put(core, plan)?;
         Ok(before)
     }

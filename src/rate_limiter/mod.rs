@@ -7,6 +7,7 @@ mod event;
 mod rate;
 mod scope;
 mod source;
+mod stats;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -14,12 +15,8 @@ mod text;
 
 use std::{
     mem::offset_of,
-    net::IpAddr,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -30,18 +27,14 @@ pub use event::RateEvent;
 pub use rate::{Limit, Meter, Rate};
 pub use scope::Scope;
 pub use source::Bucket;
-use source::{Found, Source, tag};
+pub use stats::{RateLimiterCounts, ScopeStats};
 pub use tables::{Limits, Tier, Tiers, TiersReplaced};
 
 use crate::{
-    Count, Decision, Error, Events, PacketEvent, Result, Stage,
+    Decision, Error, Events, PacketEvent, Result, Stage,
     abi::{
         event::Event,
-        rate_limiter::{
-            CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, METERS, OWN_BANS, OWN_BANS_REFUSED,
-            OWN_EVENTS_HELD, OWN_SCOPES, Policy, SCOPES, ScopeCount,
-        },
-        reason::Counters,
+        rate_limiter::{CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, Policy, SCOPES},
     },
     flow_table::{FlowTable, Shape},
     stage::{StageCore, StageKind, sealed::Sealed},
@@ -110,36 +103,6 @@ impl Sealed for RateLimiter {
 }
 
 impl Stage for RateLimiter {}
-
-/// What was decided about the traffic of one scope, for the sources of one tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ScopeStats {
-    /// The traffic.
-    pub scope: Scope,
-    /// The limit of these sources.
-    pub limit: Limit,
-    /// Whether that is the limit of a tier.
-    pub tier: bool,
-    /// What was within all limits that it was under.
-    pub admitted: Count,
-    /// What this limit refused, also when the limiter only counts.
-    pub refused: Count,
-}
-
-/// What happened besides packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RateLimiterCounts {
-    /// Bans that the program has set.
-    pub bans: u64,
-    /// Packets that should have led to a ban, had its table not been full.
-    pub bans_refused: u64,
-    /// Events that were not reported because there were too many in that second.
-    pub events_held: u64,
-    /// Events that were not reported because the ring buffer was full.
-    pub events_lost: u64,
-}
 
 impl RateLimiter {
     /// Loads the program and creates its tables.
@@ -242,7 +205,8 @@ impl RateLimiter {
         Bans::of(self)
     }
 
-    /// From now on, nothing is dropped by a limit, a tier or a ban (true), or what they say (false).
+    /// From now on, nothing is dropped by a limit, a tier or a ban (true), or what they say (false). While it only counts, it
+    /// charges and bans all the same: the bans that it has set by then are obeyed when it does not any more.
     ///
     /// # Errors
     /// None at present.
@@ -264,103 +228,6 @@ impl RateLimiter {
     #[must_use]
     pub fn table_full(&self) -> TableFull {
         self.book().plan.full()
-    }
-
-    /// What a source has used up, by limit: the source that this address belongs to. Empty when the limiter has not heard
-    /// of it for a while.
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn source(&self, address: IpAddr) -> Result<Vec<Bucket>> {
-        let (source, tags) = self.keys(address);
-        let found = tags.filter_map(|key| self.buckets.get(key)).filter_map(|entry| self.found(&entry));
-        Ok(self.describe(found.filter(|found| found.source.prefix(&self.policy()) == source)))
-    }
-
-    /// Forgets what a source has used up: it may send a whole burst again. Answers whether anything was known of it. A ban
-    /// stays, see [`Bans::lift`].
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn reset(&self, address: IpAddr) -> Result<bool> {
-        let mut known = false;
-        for key in self.keys(address).1 {
-            while let Some(entry) = self.buckets.get(key) {
-                // A packet may have come in between: once more.
-                if self.buckets.remove(&entry) {
-                    known = true;
-                    break;
-                }
-            }
-        }
-        Ok(known)
-    }
-
-    /// The sources that have used up most of a limit, each with its fullest bucket, at most so many. Reads the
-    /// whole table: milliseconds for a hundred thousand sources.
-    ///
-    /// # Errors
-    /// None at present.
-    pub fn top(&self, count: usize) -> Result<Vec<Bucket>> {
-        let mut buckets = self.describe(self.buckets.iter().filter_map(|entry| self.found(&entry)));
-        buckets.sort_by(|a, b| {
-            b.level.total_cmp(&a.level).then(b.refills_in.cmp(&a.refills_in)).then(a.source.cmp(&b.source))
-        });
-        let mut seen = std::collections::HashSet::new();
-        buckets.retain(|bucket| bucket.level > 0.0 && seen.insert(bucket.source));
-        buckets.truncate(count);
-        Ok(buckets)
-    }
-
-    /// Buckets in the table, those among them that are idle. Reads the whole table.
-    #[must_use]
-    pub fn tracked(&self) -> usize {
-        self.buckets.len()
-    }
-
-    /// What was decided, by scope and tier, since the tables were created.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn scope_stats(&self) -> Result<Vec<ScopeStats>> {
-        let plan = self.book().plan.clone();
-        let counts = self.core.per_cpu::<ScopeCount>("scope_counts");
-        let own = self.core.counters()?;
-        let of_own = |cpu: &Counters, slot: usize| {
-            let at = OWN_SCOPES + 2 * slot;
-            ScopeCount { admitted: cpu.own[at], refused: cpu.own[at + 1] }
-        };
-        let mut stats = Vec::new();
-        for class in 0..CLASSES {
-            for slot in 0..SCOPES {
-                let (Some((scope, _)), Some(limit)) = (plan.scopes[slot], plan.limit(class, slot)) else { continue };
-                let cpus = match class {
-                    book::NO_TIER => own.iter().map(|cpu| of_own(cpu, slot)).collect(),
-                    class => counts.get((class * SCOPES + slot) as u32)?,
-                };
-                let sum = |count: fn(&ScopeCount) -> crate::abi::reason::Count| {
-                    cpus.iter().fold(Count::default(), |sum, cpu| sum + count(cpu).into())
-                };
-                let (admitted, refused) = (sum(|cpu| cpu.admitted), sum(|cpu| cpu.refused));
-                stats.push(ScopeStats { scope, limit, tier: class != book::NO_TIER, admitted, refused });
-            }
-        }
-        Ok(stats)
-    }
-
-    /// What happened besides packets, since the tables were created.
-    ///
-    /// # Errors
-    /// [`Error::Map`].
-    pub fn counts(&self) -> Result<RateLimiterCounts> {
-        let cpus = self.core.counters()?;
-        let sum = |own: usize| cpus.iter().map(|cpu| cpu.own[own].packets).sum();
-        Ok(RateLimiterCounts {
-            bans: sum(OWN_BANS),
-            bans_refused: sum(OWN_BANS_REFUSED),
-            events_held: sum(OWN_EVENTS_HELD),
-            events_lost: self.core.events_lost()?,
-        })
     }
 
     /// The reader of events: who has exceeded a limit, and who was banned.
@@ -387,42 +254,6 @@ impl RateLimiter {
 
     fn policy(&self) -> Policy {
         self.book().plan.policy
-    }
-
-    /// The prefix that an address belongs to, and the keys of all buckets that it may have.
-    fn keys(&self, address: IpAddr) -> (ipnet::IpNet, impl Iterator<Item = u64> + '_) {
-        let policy = self.policy();
-        let source = Source::of(address, &policy);
-        let tags = (0..SCOPES * METERS).map(|at| tag(at % SCOPES, at / SCOPES));
-        (source.prefix(&policy), tags.map(move |tag| source.key(&self.buckets, tag)))
-    }
-
-    fn found(&self, entry: &crate::flow_table::Entry) -> Option<Found> {
-        let beside: &[AtomicU64] = self.bucket_addresses.as_ref();
-        let wide = self.policy().wide6 != 0;
-        let found = Found::of(entry, &self.buckets, wide.then_some(beside));
-        self.buckets.is_unchanged(entry).then_some(found)
-    }
-
-    fn describe(&self, found: impl Iterator<Item = Found>) -> Vec<Bucket> {
-        let now = sys::monotonic();
-        let plan_of = |found: &Found, book: &Book| {
-            let (scope, _) = book.plan.scopes[found.scope]?;
-            let meter = *Meter::ALL.get(found.meter)?;
-            let source = found.source.prefix(&book.plan.policy);
-            let class = book.covering(source, true).map(|(_, tier)| tier);
-            let limit = match class {
-                Some(Tier::Limited(limit)) => limit,
-                Some(_) => return None,
-                None => book.plan.limit(book::NO_TIER, found.scope)?,
-            };
-            let encoded = limit.encode(meter, book.plan.policy.tick).ok()??;
-            let (level, refills_in) = (found.level(&encoded, now), found.lead(now));
-            Some(Bucket { source, scope, meter, level, refills_in })
-        };
-        let found: Vec<_> = found.collect();
-        let book = self.book();
-        found.iter().filter_map(|found| plan_of(found, &book)).collect()
     }
 
     /// Raises the time until which the program looks for bans.

@@ -47,8 +47,8 @@ impl Rate {
         Self::new(amount, Duration::from_secs(3600))
     }
 
-    /// So many in this time. What is possible is checked where a limit is set: from 1 in 24 hours to 10^9 packets or
-    /// 10^12 bytes a second.
+    /// So many in this time. What is possible is checked where a limit is set: from 1 packet in 24 hours or 1 byte in an
+    /// hour to 10^9 packets or 10^12 bytes a second.
     #[must_use]
     pub const fn new(amount: u64, per: Duration) -> Self {
         Self { amount, per, burst: None }
@@ -90,10 +90,14 @@ impl Rate {
     pub(super) fn encode(&self, meter: Meter, tick: u64) -> Result<Encoded> {
         let wrong = |what, expected| Error::Invalid { what, value: self.to_string(), expected };
         let per = self.per.as_nanos();
-        let day = Duration::from_secs(24 * 3600).as_nanos();
-        let most = if meter == Meter::Packets { 1 } else { 1000 };
-        if self.amount == 0 || per == 0 || per / u128::from(self.amount) > day {
-            return Err(wrong("rate", "at least 1 in 24 hours"));
+        let hour = Duration::from_secs(3600).as_nanos();
+        // What the largest frame costs (half a megabyte, by generic XDP) has to fit into 64 bits.
+        let (longest, most, expected) = match meter {
+            Meter::Packets => (24 * hour, 1, "at least 1 packet in 24 hours"),
+            Meter::Bytes => (hour, 1000, "at least 1 byte in an hour"),
+        };
+        if self.amount == 0 || per == 0 || per / u128::from(self.amount) > longest {
+            return Err(wrong("rate", expected));
         }
         if u128::from(self.amount) > per * most {
             return Err(wrong("rate", "at most 10^9 packets or 10^12 bytes a second"));
@@ -336,13 +340,17 @@ mod tests {
     #[test]
     fn what_cannot_be_counted_is_refused_by_name() {
         let refused = |rate: Rate| rate.encode(Meter::Packets, TICK).unwrap_err().to_string();
-        assert!(refused(Rate::per_second(0)).contains("at least 1 in 24 hours"));
+        assert!(refused(Rate::per_second(0)).contains("at least 1 packet in 24 hours"));
         assert!(refused(Rate::new(1, Duration::from_secs(100_000))).contains("24 hours"));
         assert!(refused(Rate::per_second(1_000_000_001)).contains("10^9"));
         assert!(refused(Rate::per_second(1).burst(0)).contains("burst"));
         assert!(refused(Rate::per_hour(1).burst(u64::MAX)).contains("burst"));
         let limit = Limit::bytes(Rate::per_second(1000));
         assert!(limit.encode(Meter::Bytes, TICK).unwrap_err().to_string().contains("1514"));
+        let slowest = |per| Limit::bytes(Rate::new(1, per).burst(1514)).encode(Meter::Bytes, TICK);
+        let limit = slowest(Duration::from_secs(3600)).unwrap().unwrap();
+        assert!(limit.cost.checked_mul(512 * 1024 + 100).is_some(), "what the largest frame costs can be counted");
+        assert!(slowest(Duration::from_secs(3601)).unwrap_err().to_string().contains("1 byte in an hour"));
         assert!(Rate::per_hour(1).burst(1000).encode(Meter::Packets, TICK).is_ok());
     }
 

@@ -1,6 +1,7 @@
-//! Sources: which key one has, and what its buckets hold.
+//! Sources: which key one has, what its buckets hold, and who has used up most.
 
 use std::{
+    collections::HashSet,
     net::IpAddr,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -8,11 +9,16 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Meter, Scope, rate::shifts};
+use super::{
+    Meter, RateLimiter, Scope, Tier,
+    book::{self, Book},
+    rate::shifts,
+};
 use crate::{
-    abi::rate_limiter::{IPV6, Limit as Encoded, METERS, Policy, SCOPES, TAG_SHIFT, TIME_BITS, TIME_MASK, UNIT_SHIFT},
+    Result,
+    abi::rate_limiter::{IPV6, LEAD_END, Limit as Encoded, METERS, Policy, SCOPES, TAG_SHIFT, TIME_MASK, UNIT_SHIFT},
     flow_table::{Entry, FlowTable, KEY_MIN},
-    sys::mmap::LongMapping,
+    sys::{self, mmap::LongMapping},
 };
 
 /// What a source has used up of a limit.
@@ -29,6 +35,105 @@ pub struct Bucket {
     pub level: f64,
     /// The time after which the source may send a whole burst again, if it is silent.
     pub refills_in: Duration,
+}
+
+impl RateLimiter {
+    /// What a source has used up, by limit: the source that this address belongs to. Empty when the limiter has not heard
+    /// of it for a while.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn source(&self, address: IpAddr) -> Result<Vec<Bucket>> {
+        let (source, tags) = self.keys(address);
+        let found = tags.filter_map(|key| self.buckets.get(key)).filter_map(|entry| self.found(&entry));
+        Ok(self.describe(found.filter(|found| found.source.prefix(&self.policy()) == source)))
+    }
+
+    /// Forgets what a source has used up: it may send a whole burst again. Answers whether anything was known of it. A ban
+    /// stays, see [`Bans::lift`].
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn reset(&self, address: IpAddr) -> Result<bool> {
+        let mut known = false;
+        for key in self.keys(address).1 {
+            while let Some(entry) = self.buckets.get(key) {
+                // A packet may have come in between: once more.
+                if self.buckets.remove(&entry) {
+                    known = true;
+                    break;
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Removes the buckets of a scope's place that is not in use.
+    pub(super) fn forget_scope(&self, slot: usize) {
+        let of_scope = |entry: &Entry| (entry.value() >> TAG_SHIFT) as usize % SCOPES == slot;
+        for entry in self.buckets.iter().filter(of_scope) {
+            // Nobody charges it any more, so it is as it was read; a new key may have taken its way, and stays.
+            self.buckets.remove(&entry);
+        }
+    }
+
+    /// The sources that have used up most of a limit, each with its fullest bucket, at most so many. Reads the
+    /// whole table: milliseconds for a hundred thousand sources.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn top(&self, count: usize) -> Result<Vec<Bucket>> {
+        let mut buckets = self.describe(self.buckets.iter().filter_map(|entry| self.found(&entry)));
+        buckets.sort_by(|a, b| {
+            b.level.total_cmp(&a.level).then(b.refills_in.cmp(&a.refills_in)).then(a.source.cmp(&b.source))
+        });
+        let mut seen = HashSet::new();
+        buckets.retain(|bucket| bucket.level > 0.0 && seen.insert(bucket.source));
+        buckets.truncate(count);
+        Ok(buckets)
+    }
+
+    /// Buckets in the table, those among them that are idle. Reads the whole table.
+    #[must_use]
+    pub fn tracked(&self) -> usize {
+        self.buckets.len()
+    }
+
+    /// The prefix that an address belongs to, and the keys of all buckets that it may have.
+    fn keys(&self, address: IpAddr) -> (IpNet, impl Iterator<Item = u64> + '_) {
+        let policy = self.policy();
+        let source = Source::of(address, &policy);
+        let tags = (0..SCOPES * METERS).map(|at| tag(at % SCOPES, at / SCOPES));
+        (source.prefix(&policy), tags.map(move |tag| source.key(&self.buckets, tag)))
+    }
+
+    fn found(&self, entry: &Entry) -> Option<Found> {
+        let beside: &[AtomicU64] = self.bucket_addresses.as_ref();
+        let wide = self.policy().wide6 != 0;
+        let found = Found::of(entry, &self.buckets, wide.then_some(beside));
+        self.buckets.is_unchanged(entry).then_some(found)
+    }
+
+    fn describe(&self, found: impl Iterator<Item = Found>) -> Vec<Bucket> {
+        let now = sys::monotonic();
+        let plan_of = |found: &Found, book: &Book| {
+            let (scope, _) = book.plan.scopes[found.scope]?;
+            let meter = *Meter::ALL.get(found.meter)?;
+            let source = found.source.prefix(&book.plan.policy);
+            let class = book.covering(source, true).map(|(_, tier)| tier);
+            let limit = match class {
+                Some(Tier::Limited(limit)) => limit,
+                Some(_) => return None,
+                None => book.plan.limit(book::NO_TIER, found.scope)?,
+            };
+            let encoded = limit.encode(meter, book.plan.policy.tick).ok()??;
+            let (level, refills_in) = (found.level(&encoded, now), found.lead(&encoded, now));
+            Some(Bucket { source, scope, meter, level, refills_in })
+        };
+        let found: Vec<_> = found.collect();
+        let book = self.book();
+        found.iter().filter_map(|found| plan_of(found, &book)).collect()
+    }
 }
 
 /// A source as the program has it: masked, network byte order in memory.
@@ -144,22 +249,25 @@ impl Found {
         Self { source, scope: tag as usize % SCOPES, meter: (tag >> 3) as usize % METERS, value }
     }
 
-    /// How far the arrival time is ahead; zero when idle.
-    pub(super) fn lead(&self, now: Duration) -> Duration {
-        Duration::from_nanos(lead_ns(self.value, now.as_nanos() as u64).max(0).unsigned_abs())
+    /// How far the arrival time is ahead; zero when idle, as `gcra_lead` has it: what is beyond any lead of that limit is the
+    /// time of a bucket that was idle for long.
+    fn lead(&self, limit: &Encoded, now: Duration) -> Duration {
+        let lead = u64::try_from(lead_ns(self.value, now.as_nanos() as u64)).unwrap_or(0);
+        let most = (u128::from(limit.most) << limit.right) >> limit.left;
+        Duration::from_nanos(if u128::from(lead) > most { 0 } else { lead })
     }
 
     /// The part of a limit's burst that is used up.
-    pub(super) fn level(&self, limit: &Encoded, now: Duration) -> f64 {
+    fn level(&self, limit: &Encoded, now: Duration) -> f64 {
         let depth = (u128::from(limit.depth) << limit.right) >> limit.left;
-        (self.lead(now).as_nanos() as f64 / depth.max(1) as f64).min(1.0)
+        (self.lead(limit, now).as_nanos() as f64 / depth.max(1) as f64).min(1.0)
     }
 }
 
 /// As `gcra_lead_ns`.
 fn lead_ns(bucket: u64, now: u64) -> i64 {
     let (left, right) = shifts((bucket >> UNIT_SHIFT) as u32);
-    let units = ((now << left) >> right) & TIME_MASK;
-    let lead = (bucket & TIME_MASK).wrapping_sub(units) << (64 - TIME_BITS);
-    ((lead as i64 >> (64 - TIME_BITS)) << right) >> left
+    let lead = bucket.wrapping_sub((now << left) >> right);
+    let lead = (lead.wrapping_sub(LEAD_END + 1) & TIME_MASK) as i64 + LEAD_END as i64 - TIME_MASK as i64;
+    (lead << right) >> left
 }

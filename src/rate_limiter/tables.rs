@@ -8,7 +8,8 @@ use super::{Limit, RateLimiter, Scope};
 use crate::Result;
 
 /// The limits by scope of a [`RateLimiter`], at most eight. A change is seen by the next packet and takes some 10 ms to
-/// return; sources keep what they have used up.
+/// return, twice that where a scope had no limit before. Sources keep what they have used up; but who had used up more
+/// than lasts for the new burst and a second begins anew.
 #[derive(Debug)]
 pub struct Limits<'l> {
     limiter: &'l RateLimiter,
@@ -26,7 +27,8 @@ impl<'l> Limits<'l> {
     /// [`Error::Full`](crate::Error::Full) for a ninth scope; [`Error::Map`](crate::Error::Map). Nothing was
     /// changed then.
     pub fn insert(&self, scope: Scope, limit: impl Into<Limit>) -> Result<Option<Limit>> {
-        self.limiter.book().set_limit(&self.limiter.core, scope, limit.into())
+        let limiter = self.limiter;
+        limiter.book().set_limit(&limiter.core, scope, limit.into(), |slot| limiter.forget_scope(slot))
     }
 
     /// Limits a scope no longer, and answers the limit that it had.

@@ -65,15 +65,40 @@ fn r3_a_clock_that_went_back_gives_nothing_away() {
 fn a_bucket_that_was_idle_for_any_time_is_empty() {
     for rate in [Rate::per_hour(1).burst(5), Rate::per_second(1000).burst(5), Rate::per_second(20_000_000).burst(5)] {
         // The coarse clock is a tick late at most.
-        for idle in [20_000_000_u64, 1_000_000_000, 60_000_000_000, 1_000_000_000_000, 1_500_000_000_000] {
+        for idle in [20_000_000_u64, 1_000_000_000, 60_000_000_000, 1_000_000_000_000, 3_200_000_000_000] {
             // What this machine was up for, at most.
             let idle = idle.min(sys::monotonic().as_nanos() as u64 - 1);
             let limiter = limiter(rate);
             assert_eq!(passes(&limiter, 1), 1);
             set_lead(&limiter, -(idle as i64));
+            assert_eq!(limiter.source(SOURCE).unwrap()[0].level, 0.0, "{rate}: idle for {idle} ns");
+            assert!(limiter.top(9).unwrap().is_empty());
             assert!(passes(&limiter, 5) == 5, "{rate}: idle for {idle} ns");
             let level = limiter.source(SOURCE).unwrap()[0].level;
             assert!((0.0..=1.0).contains(&level));
+        }
+    }
+}
+
+/// A source that was seen twice keeps its idle bucket for as long as was asked for, and no longer than a second more, however
+/// many others want its place. One that was idle for longest goes, however finely its time is counted.
+#[test]
+fn an_idle_bucket_is_protected_for_a_time() {
+    for rate in [Rate::per_second(100).burst(5), Rate::per_second(20_000_000).burst(5)] {
+        for (idle, stays) in [(900, true), (2300, false), (3_200_000, false)] {
+            let config =
+                RateLimiterConfig::default().sources(64).protect(Duration::from_secs(1)).limit(Scope::All, rate);
+            let limiter = RateLimiter::load(&config).unwrap();
+            assert_eq!(passes(&limiter, 2), 2);
+            let idle = (idle * 1_000_000).min(sys::monotonic().as_nanos() as i64 - 1);
+            set_lead(&limiter, -idle);
+            for n in 0..2000_u16 {
+                let mut other = frame();
+                other[26..30].copy_from_slice(&[10, 0, (n >> 8) as u8, n as u8]);
+                limiter.test_run(&other).unwrap();
+            }
+            let known = !limiter.source(SOURCE).unwrap().is_empty();
+            assert_eq!(known, stays, "{rate}: idle for {idle} ns");
         }
     }
 }

@@ -298,11 +298,17 @@ impl<'m, V: Pod> PerCpu<'m, V> {
 
     /// Writes zeroes into entry `index` of every CPU.
     pub(crate) fn reset(&self, index: u32) -> io::Result<()> {
+        self.set_sum(index, &V::zeroed())
+    }
+
+    /// Writes a value into entry `index` of the first CPU, and zeroes into those of all others.
+    pub(crate) fn set_sum(&self, index: u32, value: &V) -> io::Result<()> {
         let cpus = libbpf_rs::num_possible_cpus().map_err(|error| io_error(&error))?;
-        let zeroes = vec![0_u64; size_of::<V>().div_ceil(8) * cpus];
+        let mut words = vec![0_u64; size_of::<V>().div_ceil(8) * cpus];
+        bytemuck::cast_slice_mut(&mut words)[..size_of::<V>()].copy_from_slice(bytemuck::bytes_of(value));
         // SAFETY: the kernel reads a 4-byte key and one value, rounded up to 8 bytes, per possible CPU, which is what the
         // buffer was made for.
-        check(unsafe { raw::bpf_map_update_elem(self.map.fd(), (&raw const index).cast(), zeroes.as_ptr().cast(), 0) })
+        check(unsafe { raw::bpf_map_update_elem(self.map.fd(), (&raw const index).cast(), words.as_ptr().cast(), 0) })
             .map(drop)
     }
 }

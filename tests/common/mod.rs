@@ -9,6 +9,7 @@ pub(crate) mod kernel_log;
 pub(crate) mod nat;
 pub(crate) mod nat_talk;
 pub(crate) mod pins;
+pub(crate) mod rate;
 pub(crate) mod rules;
 pub(crate) mod traffic;
 

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use ipnet::IpNet;
 
-use super::{Book, NO_TIER, Plan, build, read, write};
+use super::{Book, NO_TIER, Plan, build, counts, read, write};
 use crate::{
     Error, Result,
     abi::rate_limiter::{BLOCKED, CLASSES, EXEMPT, LEAF_LENGTH_SHIFT, Policy, Tier as Record},
@@ -137,6 +137,9 @@ impl Book {
         }
         // A class that no prefix has yet gets its limits first.
         if plan.tier(class) != self.plan.tier(class) {
+            plan.encode()?;
+            self.wait(core)?;
+            counts::begin_class(core, class as usize)?;
             self.put(core, plan)?;
         }
         self.edit(core, net, |table, roots, length| match net {
@@ -150,7 +153,9 @@ impl Book {
         write(&self.tier_records, self.record_at(self.plan.policy.tier_bank, number), &record(net, class));
         self.tiers.insert(net, (class, number));
         self.set(offset_of!(Policy, tiers), 1);
-        Ok(before.and_then(|(class, _)| self.plan.tier(class)))
+        let before = before.and_then(|(class, _)| self.plan.tier(class));
+        self.forget_unused(core);
+        Ok(before)
     }
 
     pub(in crate::rate_limiter) fn remove_tier(&mut self, core: &StageCore, net: IpNet) -> Result<Option<Tier>> {
@@ -165,7 +170,23 @@ impl Book {
         self.tiers.remove(&net);
         self.free.push(number);
         self.set(offset_of!(Policy, tiers), u32::from(!self.tiers.is_empty()));
-        Ok(self.plan.tier(class))
+        let before = self.plan.tier(class);
+        self.forget_unused(core);
+        Ok(before)
+    }
+
+    /// Where a limit that no tier has any more made packets take the long way, it goes.
+    fn forget_unused(&mut self, core: &StageCore) {
+        if self.plan.policy.single != 0 || self.plan.policy.scopes != 1 {
+            return;
+        }
+        let mut plan = self.plan.clone();
+        let used = self.used_classes();
+        plan.classes.iter_mut().zip(used).filter(|(_, used)| !used).for_each(|(class, _)| *class = None);
+        if plan.encode().is_ok() && plan.policy.single != 0 {
+            // Should that fail, all is right as it is, only slower.
+            let _ = self.put(core, plan);
+        }
     }
 
     /// Changes the table in place; once more after a grace period where that makes room.
@@ -224,7 +245,15 @@ impl Book {
     }
 
     pub(super) fn put_tiers(&mut self, core: &StageCore, mut plan: Plan, tiers: &[(IpNet, u32)]) -> Result<()> {
+        let mut used = [false; CLASSES];
+        tiers.iter().for_each(|(_, class)| used[*class as usize] = true);
+        plan.encode()?;
         self.wait(core)?;
+        for class in NO_TIER + 1..EXEMPT as usize {
+            if used[class] && plan.classes[class] != self.plan.classes[class] {
+                counts::begin_class(core, class)?;
+            }
+        }
         let roots = build(core, &mut self.table, tiers)?;
         let bank = plan.policy.tier_bank ^ 1;
         for number in 0..self.tier_capacity() {
@@ -244,6 +273,7 @@ impl Book {
         self.table.free(old.1);
         self.tiers = tiers.iter().zip(0..).map(|((net, class), number)| (*net, (*class, number))).collect();
         self.free = (tiers.len() as u32..self.tier_capacity()).rev().collect();
+        self.forget_unused(core);
         Ok(())
     }
 }
