@@ -10,6 +10,7 @@
 #include "include/nat_open.h"
 #include "include/nat_state.h"
 #include "include/nat_path.h"
+#include "include/nat_forward.h"
 #include "include/nat_rare.h"
 #include "abi/nat_balancer.h"
 
@@ -199,9 +200,9 @@ SEC("xdp.frags")
 int nat_balancer(struct xdp_md *ctx)
 {
 	__u32 reason, number = 0, now, action, tcp_flags = 0, kind = NAT_SEGMENT;
-	struct balancer_settings *b = balancer_settings();
-	struct nat_settings *s = nat_settings();
-	struct nat_job *job = nat_job();
+	struct balancer_settings *b;
+	struct nat_settings *s;
+	struct nat_job *job;
 	union nat_outcome outcome;
 	union nat_opened tracked;
 	struct nat_connection *r;
@@ -210,13 +211,21 @@ int nat_balancer(struct xdp_md *ctx)
 	bool from_backend, guessed;
 	struct packet p;
 
+	action = nat_forward(ctx);
+	if (action != NAT_LONG_WAY)
+		return action;
+	b = balancer_settings();
+	s = nat_settings();
+	job = nat_job();
 	if (!b || !s || !job)
 		return XDP_ABORTED;
 	reason = parse(ctx, &p);
-	job->bytes = frame_bytes(ctx, &p);
 	/* What is malformed or deeper than we look is the host's. */
-	if (reason != REASON_NONE)
+	if (reason != REASON_NONE) {
+		job->bytes = bpf_xdp_get_buff_len(ctx);
 		return nat_done(ctx, job, reason, XDP_PASS);
+	}
+	job->bytes = frame_bytes(ctx, &p);
 	if (p.network < NETWORK_IPV4)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
 	job->length = p.network_end - p.network_at;

@@ -11,12 +11,13 @@
 /* Carries end around until 16 bits are left. */
 static __always_inline __u16 csum_fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	/* 0xffff + 0xffff + 1 has carried twice; what is left fits. */
-	return (sum & 0xffff) + (sum >> 16);
+	__u32 half;
+
+	/* Both halves are added to each other, crosswise: the upper one gets the carry of the lower, and is the sum. */
+	sum += sum >> 32 | sum << 32;
+	half = sum >> 32;
+	half += half >> 16 | half << 16;
+	return half >> 16;
 }
 
 /*
@@ -65,15 +66,14 @@ static __always_inline __sum16 csum_ipv4(const struct iphdr *ip)
 	return ~csum_fold((__u64)word[0] + word[1] + word[2] + word[3] + word[4] + word[6] + word[7] + word[8] + word[9]);
 }
 
+/* What one hop less changes. TTL is the first byte of its word, which falls by 0x0100, in the order of the network. */
+#define CSUM_HOP 0xfffe
+
 /* One hop less. The caller has seen that it is more than 1. */
 static __always_inline void ipv4_decrement_ttl(struct iphdr *ip)
 {
-	/* TTL is the first byte of its 16-bit word, so the word falls by 0x0100 and the sum rises by as much. */
-	const any_u16 *word = (const any_u16 *)&ip->ttl;
-	__be16 before = *word;
-
 	ip->ttl--;
-	ip->check = csum_apply(ip->check, csum_change16(before, *word));
+	ip->check = csum_apply(ip->check, CSUM_HOP);
 }
 
 #endif

@@ -137,13 +137,18 @@ static __always_inline __u32 nat_find_tuple(const struct nat_settings *s, const 
 	return 0;
 }
 
+static __always_inline bool nat_is_backend_at(const struct backend *backend, const __be64 *address, __be16 port)
+{
+	return backend->address[0] == address[0] && backend->address[1] == address[1] && backend->port == port;
+}
+
 static __always_inline bool nat_is_of_backend(const struct nat_connection *r, const __be64 *address, __be16 port,
 					      __u8 protocol)
 {
 	struct backend *backend = nat_backend(r);
 
-	return backend && backend->address[0] == address[0] && backend->address[1] == address[1] &&
-	       backend->port == port && !(nat_flags(NAT_ONCE(r->word)) & NAT_TCP) == (protocol != IPPROTO_TCP);
+	return backend && nat_is_backend_at(backend, address, port) &&
+	       !(nat_flags(NAT_ONCE(r->word)) & NAT_TCP) == (protocol != IPPROTO_TCP);
 }
 
 /* The connection that a backend's packet to a client, whose address was kept, belongs to: the record and 1, or 0. */

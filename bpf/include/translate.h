@@ -15,15 +15,19 @@ struct translation {
 	__u32 reserved;
 };
 
-/* Answers how the sum of the addresses changed: transport checksums cover them as a pseudo-header. */
+/*
+ * Also takes a hop from it. Answers how the sum of the addresses changed: transport checksums cover them as a
+ * pseudo-header.
+ */
 static __always_inline __u64 translate_ipv4(struct iphdr *ip, const struct translation *to)
 {
 	__be32 source = (__be32)to->source[0], destination = (__be32)to->destination[0];
 	__u64 change = csum_change32(ip->saddr, source) + csum_change32(ip->daddr, destination);
 
+	ip->ttl--;
 	ip->saddr = source;
 	ip->daddr = destination;
-	ip->check = csum_apply(ip->check, change);
+	ip->check = csum_apply(ip->check, change + CSUM_HOP);
 	return change;
 }
 
@@ -33,6 +37,7 @@ static __always_inline __u64 translate_ipv6(struct ipv6hdr *ip, const struct tra
 	__u64 change = csum_change128(ip->saddr.s6_addr32, source) +
 		       csum_change128(ip->daddr.s6_addr32, destination);
 
+	ip->hop_limit--;
 	__builtin_memcpy(&ip->saddr, to->source, 16);
 	__builtin_memcpy(&ip->daddr, to->destination, 16);
 	return change;
@@ -49,25 +54,30 @@ static __always_inline __u64 translate_ports(struct udphdr *ports, const struct 
 	return change;
 }
 
+/* The checksum too; `change` is that of the addresses. */
+static __always_inline void translate_transport(struct udphdr *transport, __u8 protocol, __u64 change,
+						const struct translation *to)
+{
+	struct tcphdr *tcp = (void *)transport;
+
+	change += translate_ports(transport, to);
+	if (protocol == IPPROTO_TCP)
+		tcp->check = csum_apply(tcp->check, change);
+	else
+		transport->check = csum_apply_udp(transport->check, change);
+}
+
 /* The network header, and the transport header where the packet has one: later fragments have none. */
 static __always_inline void translate(struct packet *p, const struct translation *to)
 {
 	__u64 change;
 
-	if (p->network == NETWORK_IPV4) {
+	if (p->network == NETWORK_IPV4)
 		change = translate_ipv4(p->ip4, to);
-		ipv4_decrement_ttl(p->ip4);
-	} else {
-		change = translate_ipv6(p->ip6, to);
-		p->ip6->hop_limit--;
-	}
-	if (!p->transport_header)
-		return;
-	change += translate_ports(p->udp, to);
-	if (p->protocol == IPPROTO_TCP)
-		p->tcp->check = csum_apply(p->tcp->check, change);
 	else
-		p->udp->check = csum_apply_udp(p->udp->check, change);
+		change = translate_ipv6(p->ip6, to);
+	if (p->transport_header)
+		translate_transport(p->udp, p->protocol, change, to);
 }
 
 #endif
