@@ -432,10 +432,10 @@ settings.capacity = 4096
         ),
         (
             "capacity = 1000",
-            "capacity = 1000\nsettings.engine = 'compiled'",
+            "capacity = 1000\nsettings.engine = 'trie'",
             "edge` pinned in {}: it has `engine",
-            "trie",
             "compiled",
+            "trie",
         ),
         (
             "sources = 4096",
