@@ -208,7 +208,7 @@ fn survive(net: &Net, asks: bool) {
         converse(&mut streams, round);
     }
     // Time and again, while they talk.
-    for round in 0..times(100, 2_000, 10) as u64 {
+    for round in 0..times(30, 300, 5) as u64 {
         net.forget_neighbours();
         converse(&mut streams, round);
     }
