@@ -8,9 +8,60 @@ mod process;
 
 use std::time::Duration;
 
-use common::{times, traffic::Lockstep};
+use common::{
+    times,
+    traffic::{Lockstep, Sent},
+};
 use process::{FILE, Place, Running};
 use xdpkit_lab::{bpffs::BpfFs, topology::Pair};
+
+/// An appliance at work that others may take over.
+struct Pinned {
+    lab: Pair,
+    place: Place,
+    pins: BpfFs,
+    traffic: Lockstep,
+    /// The one that is at it; `None` where nobody is.
+    appliance: Option<Running>,
+}
+
+impl Pinned {
+    fn start(name: &str) -> Self {
+        let (lab, place, pins) = (Pair::new().unwrap(), Place::new(name), BpfFs::new().unwrap());
+        place.write(FILE);
+        let mut appliance = run(&lab, &place, &pins);
+        assert_eq!(appliance.expect("ready")["adopted"], false);
+        let traffic = Lockstep::start(&lab);
+        Self { lab, place, pins, traffic, appliance: Some(appliance) }
+    }
+
+    /// Kills it before the next one starts, or (an upgrade) when the next one has taken over.
+    fn restart(&mut self, upgraded: bool) {
+        let old = self.appliance.take().filter(|_| upgraded);
+        let mut next = run(&self.lab, &self.place, &self.pins);
+        assert_eq!(next.expect("ready")["adopted"], true);
+        drop(old);
+        self.appliance = Some(next);
+    }
+
+    fn reload(&mut self) -> Result<(), String> {
+        self.appliance.as_mut().expect("somebody is at it").reload()
+    }
+
+    /// Answers what was sent, after a look at the counters: each denied packet is counted once.
+    fn stop(self) -> Sent {
+        let sent = self.traffic.stop();
+        let stats = self.appliance.expect("somebody is at it").stop();
+        let denied = stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap();
+        assert_eq!(denied, sent.denied, "counters go on over all of it: {stats}");
+        sent
+    }
+}
+
+fn run(lab: &Pair, place: &Place, pins: &BpfFs) -> Running {
+    let pin = pins.path().join("appliance");
+    Running::start(&lab.server, &place.file(), &["--pin", pin.to_str().unwrap()])
+}
 
 #[test]
 fn reloads_under_traffic_lose_nothing_and_let_nothing_by() {
@@ -48,37 +99,14 @@ fn reloads_under_traffic_lose_nothing_and_let_nothing_by() {
 
 #[test]
 fn kills_and_upgrades_under_traffic_lose_nothing_and_let_nothing_by() {
-    let lab = Pair::new().unwrap();
-    let place = Place::new("kills");
-    place.write(FILE);
-    let pins = BpfFs::new().unwrap();
-    let pin = pins.path().join("appliance");
-    let pin = ["--pin", pin.to_str().unwrap()];
-    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
-    assert_eq!(appliance.expect("ready")["adopted"], false);
-    let traffic = Lockstep::start(&lab);
+    let mut pinned = Pinned::start("kills");
     let rounds = times(6, 100, 2);
     for round in 0..rounds {
-        // Killed: the data path stays. Upgraded: the new process takes over while the old one lives.
-        let upgraded = round % 2 == 1;
-        let old = if upgraded {
-            Some(appliance)
-        } else {
-            appliance.kill();
-            None
-        };
-        appliance = Running::start(&lab.server, &place.file(), &pin);
-        assert_eq!(appliance.expect("ready")["adopted"], true);
-        if let Some(old) = old {
-            old.kill();
-        }
-        assert!(traffic.is_running(), "round {round}");
+        pinned.restart(round % 2 == 1);
+        assert!(pinned.traffic.is_running(), "round {round}");
     }
-    let sent = traffic.stop();
+    let sent = pinned.stop();
     assert!(sent.denied > rounds as u64, "{sent:?}");
-    let stats = appliance.stop();
-    let denied = stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap();
-    assert_eq!(denied, sent.denied, "counters go on over all of it");
 }
 
 /// What `./x soak` runs for a time of your choice: whatever may happen to an appliance, in any order. Nothing denied passes,
@@ -87,15 +115,7 @@ fn kills_and_upgrades_under_traffic_lose_nothing_and_let_nothing_by() {
 fn soak_reloads_kills_and_upgrades_in_any_order_under_traffic() {
     let seconds = std::env::var("XDPKIT_SOAK_SECONDS");
     let seconds = seconds.map_or(times(4, 60, 2) as u64, |text| text.parse().expect("XDPKIT_SOAK_SECONDS: seconds"));
-    let lab = Pair::new().unwrap();
-    let place = Place::new("soak");
-    place.write(FILE);
-    let pins = BpfFs::new().unwrap();
-    let pin = pins.path().join("appliance");
-    let pin = ["--pin", pin.to_str().unwrap()];
-    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
-    appliance.expect("ready");
-    let traffic = Lockstep::start(&lab);
+    let mut pinned = Pinned::start("soak");
     let mut random = fastrand::Rng::new();
     println!("seed {}", random.get_seed());
     let end = std::time::Instant::now() + Duration::from_secs(seconds);
@@ -122,30 +142,20 @@ fn soak_reloads_kills_and_upgrades_in_any_order_under_traffic() {
                 own.join(", ")
             );
             let invalid = random.u8(..5) == 0;
-            place.write(&if invalid { text.replace("fd00::66", "fd00::66/129") } else { text.clone() });
-            assert_eq!(appliance.reload().is_err(), invalid, "{text}");
+            pinned.place.write(&if invalid { text.replace("fd00::66", "fd00::66/129") } else { text.clone() });
+            assert_eq!(pinned.reload().is_err(), invalid, "{text}");
             if invalid {
                 // So that the next start finds a right one.
-                place.write(&text);
-                appliance.reload().unwrap();
+                pinned.place.write(&text);
+                pinned.reload().unwrap();
             }
             reloads += 1;
         } else {
-            let old = if random.bool() {
-                Some(appliance)
-            } else {
-                appliance.kill();
-                None
-            };
-            appliance = Running::start(&lab.server, &place.file(), &pin);
-            assert_eq!(appliance.expect("ready")["adopted"], true);
-            drop(old);
+            pinned.restart(random.bool());
             restarts += 1;
         }
-        assert!(traffic.is_running(), "after {reloads} reloads and {restarts} restarts");
+        assert!(pinned.traffic.is_running(), "after {reloads} reloads and {restarts} restarts");
     }
-    let sent = traffic.stop();
+    let sent = pinned.stop();
     println!("{reloads} reloads, {restarts} restarts, {sent:?}");
-    let stats = appliance.stop();
-    assert_eq!(stats["functions"]["edge"]["reasons"]["denied"].as_u64().unwrap(), sent.denied, "{stats}");
 }
