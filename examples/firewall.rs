@@ -81,7 +81,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         thread::sleep(Duration::from_millis(50));
         Ok(false)
     };
-    session.run(tick, || Ok(json!({"default": default.to_string()})))?;
+    // As the flag has it.
+    let default = if default == Decision::Allow { "pass" } else { "drop" };
+    session.run(tick, || Ok(json!({"default": default})))?;
     scenario.map_or(Ok(()), lab::Scenario::finish)
 }
 
