@@ -23,6 +23,11 @@ use xdpkit::{
 };
 use xdpkit_lab::prefixes::Prefixes;
 
+/// `println!` for a reader that may leave.
+macro_rules! say {
+    ($($text:tt)*) => { common::say(format_args!($($text)*)) };
+}
+
 type Outcome = Result<(), Box<dyn Error>>;
 type Scene = fn() -> Outcome;
 
@@ -41,10 +46,10 @@ fn play() -> Outcome {
         ("DsrBalancer and TunnelDecap: the same through tunnels", || balance(Forwarding::IpIp)),
     ];
     for (number, (title, scene)) in scenes.into_iter().enumerate() {
-        println!("\n== Scene {}. {title}\n", number + 1);
+        say!("\n== Scene {}. {title}\n", number + 1);
         scene()?;
     }
-    println!("\nAll as it should be, in {:.1} s. The namespaces are gone.", start.elapsed().as_secs_f32());
+    say!("\nAll as it should be, in {:.1} s. The namespaces are gone.", start.elapsed().as_secs_f32());
     Ok(())
 }
 
@@ -54,19 +59,19 @@ fn watch() -> Outcome {
     let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1))?;
     let mut events = monitor.events()?;
     let attachment = lab.pair.server.run(|| monitor.attach(&AttachOptions::new("eth0")))?;
-    println!("A client and a server, each in a network namespace, joined by a veth pair.");
-    println!("The server's eth0 has an XDP program in {} mode, which reports what it sees:\n", attachment.mode());
+    say!("A client and a server, each in a network namespace, joined by a veth pair.");
+    say!("The server's eth0 has an XDP program in {} mode, which reports what it sees:\n", attachment.mode());
     let _pages = pages(&lab.pair)?;
     let tried = attempts(&lab.pair.client, lab.pair.server_addr.both());
     show("client", &tried);
-    println!();
+    say!("");
     let mut seen = 0;
     while let Some(packet) = events.next_within(Duration::from_millis(100))? {
-        println!("    {packet}");
+        say!("    {packet}");
         seen += 1;
     }
     let counts = monitor.protocols()?;
-    println!(
+    say!(
         "\nCounted: {} ARP, {} IPv4, {} IPv6; of these {} TCP, {} ICMP, {} ICMPv6. {} events lost.",
         counts.arp.packets,
         counts.ipv4.packets,
@@ -88,19 +93,19 @@ fn limit() -> Outcome {
     let limiter = RateLimiter::load(&config)?;
     let mut events = limiter.events()?;
     let attachment = lab.pair.server.run(|| limiter.attach(&AttachOptions::new("eth0")))?;
-    println!("Each source may send five echo requests a second, and five at once.\n");
+    say!("Each source may send five echo requests a second, and five at once.\n");
     let pinged = lab.ping_both()?;
     for (address, pinged) in lab.pair.client_addrs.iter().zip(&pinged) {
         for Pinged { server, sent, answered } in pinged {
-            println!("    {}: ping {server}: {answered} of {sent} answered", address.v4);
+            say!("    {}: ping {server}: {answered} of {sent} answered", address.v4);
         }
     }
-    println!();
+    say!("");
     while let Some(event) = events.try_next() {
-        println!("    {event}");
+        say!("    {event}");
     }
     for bucket in limiter.top(2)? {
-        println!("    {} has used {:.0} % of its burst of {}", bucket.source, bucket.level * 100.0, bucket.scope);
+        say!("    {} has used {:.0} % of its burst of {}", bucket.source, bucket.level * 100.0, bucket.scope);
     }
     attachment.detach()?;
     check(
@@ -118,16 +123,16 @@ fn guard() -> Outcome {
     let firewall = Firewall::load(&FirewallConfig::default().capacity(u32::try_from(count)? + 4))?;
     let start = Instant::now();
     firewall.replace_all(rules.iter().map(|(prefix, rule)| ((*prefix).into(), *rule)))?;
-    println!("{count} prefixes ({origin}), every other one denied, loaded in {:.1} s.", start.elapsed().as_secs_f32());
+    say!("{count} prefixes ({origin}), every other one denied, loaded in {:.1} s.", start.elapsed().as_secs_f32());
     let own = lab.rules();
     for (prefix, rule) in &own {
-        println!("    {:<6} {prefix}", rule.decision.to_string());
+        say!("    {:<6} {prefix}", rule.decision.to_string());
         firewall.insert(*prefix, *rule)?;
     }
     rules.extend(own.into_iter().map(|(selector, rule)| (selector.source(), rule)));
 
     let before = lab.try_both()?;
-    println!("\nBefore, without the firewall:\n");
+    say!("\nBefore, without the firewall:\n");
     show(&lab.pair.client_addrs[0].v4.to_string(), &before[0]);
     show(&lab.pair.client_addrs[1].v4.to_string(), &before[1]);
     check(before.iter().flatten().all(|attempt| attempt.worked), "both clients are answered")?;
@@ -135,16 +140,19 @@ fn guard() -> Outcome {
     let monitor = PacketMonitor::load(&MonitorConfig::default())?;
     let mut chain = Pipeline::new(&[&monitor, &firewall])?;
     lab.pair.server.run(|| chain.attach(&AttachOptions::new("eth0")))?;
-    println!("\nWith the chain {}:\n", chain.stages().join(" -> "));
+    say!("\nWith the chain {}:\n", chain.stages().join(" -> "));
     let after = lab.try_both()?;
     show(&lab.pair.client_addrs[0].v4.to_string(), &after[0]);
     show(&lab.pair.client_addrs[1].v4.to_string(), &after[1]);
     let stats = firewall.stats()?;
-    println!("\nThe firewall's counters:\n");
+    say!("\nThe firewall's counters:\n");
     for line in &stats.reasons {
-        println!(
+        say!(
             "    {:<20} {:<5} {:>6} packets {:>8} bytes",
-            line.reason, line.action, line.count.packets, line.count.bytes
+            line.reason,
+            line.action,
+            line.count.packets,
+            line.count.bytes
         );
     }
     chain.detach()?;
@@ -159,7 +167,7 @@ fn guard() -> Outcome {
     if let Some(prefix) = rules.keys().nth(count / 2) {
         let address = prefix.network();
         if let Some(entry) = firewall.matching(address)? {
-            println!("\nAsked about {address}: {} by {}.", entry.rule.decision, entry.selector);
+            say!("\nAsked about {address}: {} by {}.", entry.rule.decision, entry.selector);
         }
     }
     Ok(())
@@ -179,19 +187,19 @@ fn balance(forwarding: Forwarding) -> Outcome {
         }
         balancer.attach(&AttachOptions::new("eth0"))
     })?;
-    println!("A client behind a gateway, a balancer, two backends. Packets go on {what}:\n");
+    say!("A client behind a gateway, a balancer, two backends. Packets go on {what}:\n");
     let pages = lab.fetch()?;
     for page in &pages {
-        println!("    {}: {}", page.vip, page.text);
+        say!("    {}: {}", page.vip, page.text);
     }
     lab.judge(&pages)?;
     let (address, backends) = lab.services().swap_remove(0);
     balancer.drain(address, backends[0].0)?;
     let entry = balancer.service(address)?;
-    println!("\n{} is drained: {} of {} slots remember it.", backends[0].0, entry.slots_in_transition, entry.slots);
+    say!("\n{} is drained: {} of {} slots remember it.", backends[0].0, entry.slots_in_transition, entry.slots);
     for backend in balancer.backends(address)? {
         let stats = backend.stats;
-        println!(
+        say!(
             "    {:<14} {:<8} {:>5} slots {:>4} packets {:>3} new flows",
             backend.address.to_string(),
             backend.state,
@@ -204,7 +212,7 @@ fn balance(forwarding: Forwarding) -> Outcome {
     let before = drained()?;
     lab.fetch()?;
     check(drained()? == before, "no new connection goes to a drained backend")?;
-    println!("\nMore pages were fetched, none of them from there.");
+    say!("\nMore pages were fetched, none of them from there.");
     attachment.detach()?;
     Ok(())
 }
@@ -214,14 +222,14 @@ fn translate() -> Outcome {
     let lab = Balanced::build()?;
     let balancer = NatBalancer::load(&NatConfig::default())?;
     for (service, backends) in lab.services() {
-        println!("{service} is served by {} and {}.", backends[0], backends[1]);
+        say!("{service} is served by {} and {}.", backends[0], backends[1]);
         balancer.insert(service, &NatService::new(backends))?;
     }
     let attach = |name| lab.nat.balancer.run(|| balancer.attach(&AttachOptions::new(name)));
     let _attached = Balanced::INTERFACES.map(attach).into_iter().collect::<xdpkit::Result<Vec<_>>>()?;
     let _pages = lab.pages()?;
     let show = |title: &str| -> Result<Vec<String>, Box<dyn Error>> {
-        println!("\n{title}:\n");
+        say!("\n{title}:\n");
         let mut pages = Vec::new();
         for (client, service, page) in lab.fetch(8) {
             let page = page.ok_or_else(|| format!("client{client} got no answer from {service}"))?;
@@ -231,7 +239,7 @@ fn translate() -> Outcome {
             *counts.entry(page).or_default() += 1;
             counts
         }) {
-            println!("    {count:>2} x {page:?}");
+            say!("    {count:>2} x {page:?}");
         }
         Ok(pages)
     };
@@ -240,9 +248,9 @@ fn translate() -> Outcome {
         balancer.drain(&service, backends[0])?;
     }
     let after = show("The first server drained, for maintenance")?;
-    println!("\nThe last connections, as the balancer lists them:\n");
+    say!("\nThe last connections, as the balancer lists them:\n");
     for connection in balancer.connections()?.iter().take(4) {
-        println!("    {connection}");
+        say!("    {connection}");
     }
     let of = |pages: &[String], name| pages.iter().filter(|page| page.starts_with(name)).count();
     check(of(&before, "backend0") > 0 && of(&before, "backend1") > 0, "both servers answer")?;
@@ -251,7 +259,7 @@ fn translate() -> Outcome {
 
 fn show(who: &str, attempts: &[Attempt]) {
     for attempt in attempts {
-        println!("    {who}: {:<32} {}", attempt.what, if attempt.worked { "answered" } else { "no answer" });
+        say!("    {who}: {:<32} {}", attempt.what, if attempt.worked { "answered" } else { "no answer" });
     }
 }
 

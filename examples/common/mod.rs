@@ -114,7 +114,7 @@ fn parse_flags(
             }
         };
         if flag == "-h" || flag == "--help" {
-            print!("{about}\n\n{listed}");
+            say(format_args!("{about}\n\n{}", listed.trim_end()));
             std::process::exit(0);
         }
         if !known.contains(&flag.as_str()) {
@@ -185,6 +185,14 @@ impl Output {
         let line = if self.json { object.to_string() } else { text() };
         // A closed pipe (`| head`) is not a failure: the next signal or the end of time stops us.
         let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+/// Prints a line. Nobody reads any more (`| head`): that is no failure, but the end.
+pub(crate) fn say(text: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    if writeln!(std::io::stdout().lock(), "{text}").is_err() {
+        std::process::exit(0);
     }
 }
 
