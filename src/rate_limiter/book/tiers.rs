@@ -249,8 +249,8 @@ impl Book {
         tiers.iter().for_each(|(_, class)| used[*class as usize] = true);
         plan.encode()?;
         self.wait(core)?;
-        for class in NO_TIER + 1..EXEMPT as usize {
-            if used[class] && plan.classes[class] != self.plan.classes[class] {
+        for (class, used) in used.into_iter().enumerate().take(EXEMPT as usize).skip(NO_TIER + 1) {
+            if used && plan.classes[class] != self.plan.classes[class] {
                 counts::begin_class(core, class)?;
             }
         }
