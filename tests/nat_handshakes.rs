@@ -6,14 +6,19 @@ mod common;
 use std::{net::SocketAddr, time::Duration};
 
 use common::{
-    nat::{Bench, at, service},
+    nat::{Bench, PATIENCE, ROUTED_VIPS, at, attach, backends, ip, service},
     nat_talk::{TCP4, conversations, open, state, tcp4},
 };
 use xdpkit::{
-    Action, Connection, ConnectionState, NatConfig, NatMode, NatService, NatTimeouts, Reason, Scheduler,
-    ServiceProtocol,
+    Action, Connection, ConnectionState, NatBalancer, NatConfig, NatMode, NatService, NatTimeouts, Reason, Scheduler,
+    ServiceAddr, ServiceProtocol, Stage as _,
 };
-use xdpkit_lab::frame::{Frame, tcp};
+use xdpkit_lab::{
+    PacketSocket,
+    frame::{Frame, tcp},
+    topology::Nat,
+    traffic::TcpEcho,
+};
 
 const CLIENT: &str = "10.0.0.20:4000";
 const ANSWER: u8 = tcp::SYN | tcp::ACK;
@@ -198,5 +203,85 @@ fn packets_of_what_was_silent_for_too_long_are_nobodys_until_a_syn() {
         }
         let active = |name| bench.balancer.backends(name).unwrap()[0].stats.active;
         assert!(bench.balancer.services().iter().all(|name| active(name) == 1), "each has one");
+    }
+}
+
+/// A client without a host behind it, to say what no host would: frames from an address that nobody has.
+struct Ghost {
+    socket: PacketSocket,
+    macs: [[u8; 6]; 2],
+    at: SocketAddr,
+    vip: SocketAddr,
+}
+
+impl Ghost {
+    fn new(lab: &Nat, at: SocketAddr, vip: SocketAddr) -> Self {
+        let macs = [&lab.clients[0], &lab.balancer].map(|host| host.mac("eth0").unwrap());
+        lab.balancer.add_neighbour("eth0", at.ip(), macs[0]).unwrap();
+        Self { socket: PacketSocket::open(&lab.clients[0], "eth0").unwrap(), macs, at, vip }
+    }
+
+    fn say(&self, flags: u8, seq: u32, ack: u32, payload: &[u8]) {
+        let frame = Frame::tcp(self.at, self.vip).flags(flags).sequence(seq, ack).payload(payload);
+        self.socket.send(&frame.macs(self.macs[0], self.macs[1]).build()).unwrap();
+    }
+
+    /// The next segment with these flags, PSH aside, this acknowledgement and so many bytes; says its sequence number.
+    fn hear(&self, flags: u8, ack: u32, length: usize) -> u32 {
+        let header = if self.at.is_ipv4() { 34 } else { 54 };
+        let word = |frame: &[u8], at: usize| u32::from_be_bytes(frame[header + at..][..4].try_into().unwrap());
+        let is_wanted = |frame: &[u8]| {
+            frame.len() >= header + 20
+                && frame[header + 2..][..2] == self.at.port().to_be_bytes()
+                && frame[header + 13] & !tcp::PSH == flags
+                && word(frame, 8) == ack
+                && frame.len() == header + usize::from(frame[header + 12] >> 4) * 4 + length
+        };
+        let frame = self.socket.recv_matching(PATIENCE, is_wanted).unwrap();
+        word(&frame.unwrap_or_else(|| panic!("{}: nothing with {flags:#x} and {ack}", self.at)), 4)
+    }
+}
+
+#[test]
+fn l15_a_real_backend_lets_a_client_begin_anew() {
+    const FIRST: u32 = 1000;
+    const SECOND: u32 = 0x5000_0000;
+    let lab = Nat::new(1, 1).unwrap();
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let balancer = NatBalancer::load(&NatConfig::default()).unwrap();
+        let _attached = attach(&lab, &balancer);
+        for (n, address) in ["10.0.0.77", "2001:db8:a::77"].into_iter().enumerate() {
+            let to = backends(&lab, n == 1, 8080)[0];
+            let _echo = TcpEcho::start(&lab.backends[0], to).unwrap();
+            let name = ServiceAddr::tcp(ip(ROUTED_VIPS[n]), 80);
+            balancer.insert(name, &NatService::new([to]).mode(mode)).unwrap();
+            let client = SocketAddr::new(ip(address), 4000 + mode as u16);
+            let ghost = Ghost::new(&lab, client, (name.address, 80).into());
+            let state = || balancer.find(client, &name).unwrap().unwrap().state;
+            let converse = |start: u32, text: &[u8]| {
+                let next = ghost.hear(ANSWER, start + 1, 0) + 1;
+                ghost.say(tcp::ACK | tcp::PSH, start + 1, next, text);
+                let end = start + 1 + text.len() as u32;
+                assert_eq!(ghost.hear(tcp::ACK, end, text.len()), next, "it comes back");
+                assert_eq!(state(), ConnectionState::TcpEstablished, "{mode:?} {client}");
+                (end, next + text.len() as u32)
+            };
+            ghost.say(tcp::SYN, FIRST, 0, b"");
+            let (end, next) = converse(FIRST, b"before");
+            ghost.say(tcp::ACK, end, next, b"");
+            // What it knew is gone. The backend asks whether that is so.
+            ghost.say(tcp::SYN, SECOND, 0, b"");
+            while ghost.hear(tcp::ACK, end, 0) != next {}
+            ghost.say(tcp::RST, end, 0, b"");
+            ghost.say(tcp::SYN, SECOND, 0, b"");
+            let (end, next) = converse(SECOND, b"and after");
+            ghost.say(tcp::FIN | tcp::ACK, end, next, b"");
+            let last = ghost.hear(tcp::FIN | tcp::ACK, end + 1, 0);
+            ghost.say(tcp::ACK, end + 1, last + 1, b"");
+            assert_eq!(state(), ConnectionState::TcpTimeWait, "{mode:?} {client}");
+            let stats = balancer.service_stats(&name).unwrap();
+            assert_eq!((stats.opened, balancer.backends(&name).unwrap()[0].stats.active), (1, 0));
+        }
+        assert_eq!(balancer.stats().unwrap().dropped().packets, 0);
     }
 }

@@ -152,6 +152,6 @@ fn l4_errors_do_not_keep_a_connection_alive() {
         }
     }
     let errors = bench.balancer.stats().unwrap();
-    assert!(errors.reason(Reason::ErrorForwarded).packets >= 8 && errors.reason(Reason::ErrorUnknown).packets == 0);
+    assert!(errors.reason(Reason::ErrorForwarded).packets > 0 && errors.reason(Reason::ErrorUnknown).packets == 0);
     assert!(opened[..4].iter().all(is_there) && !opened[4..].iter().any(is_there));
 }

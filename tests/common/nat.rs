@@ -31,8 +31,13 @@ pub(crate) const ROUTED_VIPS: [&str; 2] = ["198.51.100.10", "2001:db8:99::10"];
 /// For how long real hosts wait for each other.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Attaches to both sides of the lab's balancer.
+/// Attaches to both sides of the lab's balancer, which knows a way to everywhere, as hosts do: a virtual address that it
+/// knows nothing of might be its own, and its packets are no good for finding out neighbours.
 pub(crate) fn attach(lab: &Nat, balancer: &NatBalancer) -> Vec<Attachment> {
+    for via in lab.client_addrs[0].both() {
+        // It is there when others were attached before.
+        let _ = lab.balancer.add_default_route(via);
+    }
     ["eth0", "eth1"]
         .into_iter()
         .map(|name| lab.balancer.run(|| balancer.attach(&AttachOptions::new(name)).unwrap()))
