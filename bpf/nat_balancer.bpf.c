@@ -78,6 +78,7 @@ static __always_inline void nat_ask_for_connection(struct nat_wish *wish, const 
 	wish->client[1] = q->source[1];
 	wish->client_port = q->source_port;
 	wish->kept = false;
+	wish->backend = 0;
 	wish->service = number;
 	wish->flags = (q->protocol == IPPROTO_TCP ? NAT_TCP : 0) | (q->ipv6 ? NAT_IPV6 : 0);
 	wish->now = now;

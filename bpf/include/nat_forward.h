@@ -159,7 +159,7 @@ static __always_inline int nat_forward_to_backend(struct xdp_md *ctx, const stru
 						  const struct nat_tuple *q, __u32 number, bool ipv6)
 {
 	struct service *service = bpf_map_lookup_elem(&services, &number);
-	__u32 chosen, place, address = 0, port = 0;
+	__u32 chosen = 0, place, address = 0, port = 0;
 	struct translation to = { .reserved = 0 };
 	struct service_state *of_service;
 	struct backend_state *state;
@@ -201,6 +201,7 @@ static __always_inline int nat_forward_to_backend(struct xdp_md *ctx, const stru
 		job->wish.client[1] = q->source[1];
 		job->wish.client_port = q->source_port;
 		job->wish.service = number;
+		job->wish.backend = chosen;
 		job->wish.flags = ipv6 ? NAT_IPV6 : 0;
 		found = nat_look_up_client(&job->wish);
 		if (!found)

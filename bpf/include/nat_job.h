@@ -23,7 +23,7 @@ struct nat_wish {
 	__u16 kept; /* the client's address is */
 	/* From here on, nat_open()'s own. */
 	__u64 kept_key; /* of the backend's direction, where the client keeps its address */
-	__u32 backend;
+	__u32 backend; /* that the slot chose; 0: none yet */
 	__u32 place;
 	__u16 port; /* network order */
 	__u16 address;

@@ -150,17 +150,23 @@ static __always_inline bool nat_drop(struct nat_connection *r, __u64 word, __u32
 	return true;
 }
 
-/*
- * Has the second line of a key fetched beside the first: a new connection needs both, and a miss for each after the other
- * would cost more than all the rest.
- */
-static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
+static __always_inline void nat_touch_line(const struct flow_table *t, __u64 key, __u32 candidate)
 {
-	__u32 index = flow_line_at(t, key, 1);
+	__u32 index = flow_line_at(t, key, candidate);
 	struct flow_line *line = bpf_map_lookup_elem(&flows_lines, &index);
 	__u64 word = line ? FLOW_ONCE(line->state[0]) : 0;
 
 	asm volatile("" ::"r"(word));
+}
+
+/*
+ * Has both lines of a key fetched at once, and beside the record in its second place: a new connection needs them all,
+ * and a miss for each after the other would cost more than all the rest.
+ */
+static __always_inline void nat_touch(const struct flow_table *t, __u64 key)
+{
+	nat_touch_line(t, key, 1);
+	nat_touch_line(t, key, 0);
 }
 
 /* A function of its own for its stack. */
@@ -172,19 +178,6 @@ __attribute__((noinline, weak)) int nat_make_key(struct nat_wish *wish)
 		return 0;
 	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
 	return 1;
-}
-
-/* What the flow table says of a client: as nat_look_up(). Most packets need no key, so it is made here. */
-__attribute__((noinline, weak)) __u64 nat_look_up_client(struct nat_wish *wish)
-{
-	const struct flow_table *t = flows_open();
-	struct flow_entry entry;
-
-	if (!wish || !t)
-		return 0;
-	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
-	nat_touch(t, wish->key);
-	return flows_find(t, wish->key, &entry) ? (flow_value(entry.word) & NAT_VALUE_RECORD) + 1 : 0;
 }
 
 /* Where an attempt would put the record, and the port and address that come with it. */
@@ -205,6 +198,41 @@ static __always_inline void nat_attempt(const struct nat_settings *s, const stru
 	wish->port = bpf_htons(port);
 	wish->address = nat_address(service, choice);
 	wish->place = nat_place(s, backend->function[NAT_START], wish->address, port);
+}
+
+/*
+ * Whether a client's connection is in the place that it gets when its first was taken. Half of those that are not in the
+ * first are there, and the flow table would say so only by way of another cache miss.
+ */
+static __always_inline bool nat_is_in_second(struct nat_wish *wish)
+{
+	__u32 number = wish->service, backend_number = wish->backend;
+	struct service *service = bpf_map_lookup_elem(&services, &number);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &backend_number);
+	struct nat_settings *s = nat_settings();
+	struct nat_connection *r;
+
+	if (!s || !service || !backend || !backend_number)
+		return false;
+	nat_attempt(s, service, backend, wish, 1);
+	r = nat_record(s, wish->place);
+	return r && nat_flags(NAT_ONCE(r->word)) & NAT_LIVE && r->backend == backend_number &&
+	       nat_is_of_client(r, wish->client, wish->client_port, wish->service);
+}
+
+/* What the flow table says of a client: as nat_look_up(). Most packets need no key, so it is made here. */
+__attribute__((noinline, weak)) __u64 nat_look_up_client(struct nat_wish *wish)
+{
+	const struct flow_table *t = flows_open();
+	struct flow_entry entry;
+
+	if (!wish || !t)
+		return 0;
+	wish->key = nat_key(t, wish->client, wish->client_port, wish->service, wish->flags & NAT_IPV6);
+	nat_touch(t, wish->key);
+	if (nat_is_in_second(wish))
+		return (__u64)wish->place + 1;
+	return flows_find(t, wish->key, &entry) ? (flow_value(entry.word) & NAT_VALUE_RECORD) + 1 : 0;
 }
 
 enum nat_trial {
