@@ -5,7 +5,7 @@ mod common;
 
 use std::{
     net::{SocketAddr, UdpSocket},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,47 +22,74 @@ use xdpkit_lab::{
     traffic::{TcpEcho, ping, tcp_echo},
 };
 
-/// What clients send to the server's port of UDP, at the pace at which the limiter judges it: no queue on the way is ever
-/// full, however slow the machine is.
+/// What clients send to a socket of the server's, at the pace at which it is refused or read: no queue on the way is ever full,
+/// however slow the machine is. (A socket holds no more than 49 datagrams where each comes in a page of its own.)
 struct Paced<'l> {
     limiter: &'l RateLimiter,
     before: Stats,
+    sink: UdpSocket,
     sent: AtomicU64,
+    /// By client.
+    read: [AtomicU64; 2],
+    over: AtomicBool,
 }
 
 impl<'l> Paced<'l> {
     /// As many may be on their way.
     const WINDOW: u64 = 16;
 
-    fn new(limiter: &'l RateLimiter) -> Self {
-        Self { limiter, before: limiter.stats().unwrap(), sent: AtomicU64::new(0) }
+    fn new(limiter: &'l RateLimiter, sink: UdpSocket) -> Self {
+        sink.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let before = limiter.stats().unwrap();
+        Self {
+            limiter,
+            before,
+            sink,
+            sent: AtomicU64::default(),
+            read: Default::default(),
+            over: AtomicBool::new(false),
+        }
     }
 
-    /// What was within the limit, and over it.
-    fn judged(&self) -> [u64; 2] {
-        let stats = self.limiter.stats().unwrap().since(&self.before);
-        [Reason::WithinLimit, Reason::OverPackets].map(|reason| stats.reason(reason).packets)
+    fn refused(&self) -> u64 {
+        self.limiter.stats().unwrap().since(&self.before).reason(Reason::OverPackets).packets
     }
 
-    /// Waits until the limiter has judged all of what was sent but for so many.
+    fn read(&self) -> [u64; 2] {
+        [0, 1].map(|client: usize| self.read[client].load(Ordering::SeqCst))
+    }
+
+    /// Reads until all is over.
+    fn receive(&self) {
+        let mut buffer = [0; 64];
+        while !self.over.load(Ordering::SeqCst) {
+            if let Ok(length) = self.sink.recv(&mut buffer) {
+                assert!(length > 2);
+                self.read[usize::from(buffer[0] - b'0')].fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Waits until it is known of all that was sent, but for so many, what became of it.
     fn wait(&self, left: u64) {
         let end = Instant::now() + PATIENCE;
         loop {
-            let (judged, sent) = (self.judged(), self.sent.load(Ordering::SeqCst));
-            if judged[0] + judged[1] + left >= sent {
+            let (read, refused, sent) = (self.read(), self.refused(), self.sent.load(Ordering::SeqCst));
+            if read[0] + read[1] + refused + left >= sent {
                 return;
             }
-            assert!(Instant::now() < end, "{sent} were sent, within and over the limit were {judged:?}");
+            assert!(Instant::now() < end, "of {sent}, {read:?} have arrived and {refused} were refused");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    fn send(&self, pair: &Pair, client: usize, family: usize, to: SocketAddr, packets: u32) {
+    fn send(&self, pair: &Pair, client: usize, family: usize, packets: u32) {
         let own = SocketAddr::new(pair.client_addrs[client].both()[family], 0);
         let socket = pair.clients[client].run(|| UdpSocket::bind(own)).unwrap();
+        let to = self.sink.local_addr().unwrap();
         for n in 0..packets {
             self.wait(Self::WINDOW);
-            // Before: what is judged is never more than was sent.
+            // Before: what is known of is never more than was sent.
             self.sent.fetch_add(1, Ordering::SeqCst);
             socket.send_to(format!("{client} {n}").as_bytes(), to).unwrap();
         }
@@ -93,24 +120,20 @@ fn a_client_over_its_limit_loses_the_surplus_and_others_nothing() {
         let before = limiter.stats().unwrap();
         assert_eq!(pinged(0, 3, Duration::from_secs(1)), 0);
         assert_eq!(limiter.stats().unwrap().since(&before).reason(Reason::OverPackets).packets, 3);
-        let sink = pair.server.run(|| UdpSocket::bind(address)).unwrap();
-        let paced = Paced::new(&limiter);
+        let paced = Paced::new(&limiter, pair.server.run(|| UdpSocket::bind(address)).unwrap());
         thread::scope(|scope| {
-            scope.spawn(|| paced.send(&pair, 0, family, address, 200));
-            scope.spawn(|| paced.send(&pair, 1, family, address, 40));
+            scope.spawn(|| paced.receive());
+            let senders = [(0, 200), (1, 40)].map(|(client, packets)| {
+                let (paced, pair) = (&paced, &pair);
+                scope.spawn(move || paced.send(pair, client, family, packets))
+            });
+            let sent = senders.map(|sender| sender.join().is_ok());
+            let known = scope.spawn(|| paced.wait(0)).join().is_ok();
+            // Before anything panics here: the reader would be waited for.
+            paced.over.store(true, Ordering::SeqCst);
+            assert_eq!((sent, known), ([true; 2], true), "all was sent, and what became of it is known");
         });
-        paced.wait(0);
-        assert_eq!(paced.judged(), [80, 160], "within and over the limit");
-        // What has passed is in the socket, or is about to be.
-        let mut arrived = [0; 2];
-        let mut buffer = [0; 64];
-        sink.set_read_timeout(Some(PATIENCE)).unwrap();
-        while arrived.iter().sum::<u32>() < 80 {
-            let length = sink.recv(&mut buffer).unwrap_or_else(|error| panic!("{arrived:?} have arrived: {error}"));
-            assert!(length > 2);
-            arrived[usize::from(buffer[0] - b'0')] += 1;
-        }
-        assert_eq!(arrived, [40, 40], "{address}");
+        assert_eq!((paced.read(), paced.refused()), ([40, 40], 160), "{address}");
         // What is not under those limits goes on, for who is over them too; and attempts to connect are under another one.
         let connect = |client: usize, patience| tcp_echo(&pair.clients[client], echo.addr(), b"hello", patience);
         assert_eq!(connect(0, PATIENCE).unwrap(), b"hello");

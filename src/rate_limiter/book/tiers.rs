@@ -1,6 +1,9 @@
 //! Tiers: prefixes and the classes that they give a source.
 
-use std::mem::offset_of;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::offset_of,
+};
 
 use ipnet::IpNet;
 
@@ -214,7 +217,7 @@ impl Book {
         tiers: impl IntoIterator<Item = (IpNet, Tier)>,
     ) -> Result<Change> {
         let mut plan = self.plan.clone();
-        let mut wanted: std::collections::BTreeMap<IpNet, u32> = std::collections::BTreeMap::new();
+        let mut wanted: BTreeMap<IpNet, u32> = BTreeMap::new();
         // Classes of the old list are used until the new one is in force.
         let mut used = self.used_classes();
         for (net, tier) in tiers {
@@ -245,14 +248,12 @@ impl Book {
     }
 
     pub(super) fn put_tiers(&mut self, core: &StageCore, mut plan: Plan, tiers: &[(IpNet, u32)]) -> Result<()> {
-        let mut used = [false; CLASSES];
-        tiers.iter().for_each(|(_, class)| used[*class as usize] = true);
         plan.encode()?;
         self.wait(core)?;
-        for (class, used) in used.into_iter().enumerate().take(EXEMPT as usize).skip(NO_TIER + 1) {
-            if used && plan.classes[class] != self.plan.classes[class] {
-                counts::begin_class(core, class)?;
-            }
+        let used: BTreeSet<_> =
+            tiers.iter().map(|(_, class)| *class as usize).filter(|at| *at < EXEMPT as usize).collect();
+        for class in used.into_iter().filter(|class| plan.classes[*class] != self.plan.classes[*class]) {
+            counts::begin_class(core, class)?;
         }
         let roots = build(core, &mut self.table, tiers)?;
         let bank = plan.policy.tier_bank ^ 1;
