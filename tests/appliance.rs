@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use process::{FILE, Place, Running, example};
@@ -350,6 +350,35 @@ fn scrape(place: &Namespace, address: &str) -> String {
         assert!(answer.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
         answer.split_once("\r\n\r\n").unwrap().1.to_owned()
     })
+}
+
+#[test]
+fn a_backend_that_left_is_forgotten_when_its_connections_are_over() {
+    let lab = Pair::new().unwrap();
+    lab.server.set_up("lo").unwrap();
+    let place = Place::new("leaving");
+    let file = |backend| {
+        format!(
+            "[interface.eth0]\nchain = ['web']\n[nat_balancer.web]\nsettings.timeouts.udp_new = 1\n\
+             [[nat_balancer.web.service]]\naddress = 'udp/10.0.0.1:53'\nbackends = {{ '{backend}:53' = 1 }}\n"
+        )
+    };
+    place.write(&file("10.0.0.3"));
+    let mut appliance = Running::start(&lab.server, &place.file(), &["--metrics", "127.0.0.1:0"]);
+    let address = appliance.expect("metrics")["address"].as_str().unwrap().to_owned();
+    appliance.expect("ready");
+    lab.client.run(|| std::net::UdpSocket::bind("10.0.0.2:0").unwrap().send_to(b"?", "10.0.0.1:53")).unwrap();
+    let knows = |text| scrape(&lab.server, &address).contains(text);
+    common::wait_for(|| knows("state=\"udp_new\"} 1"));
+    place.write(&file("10.0.0.4"));
+    appliance.reload().unwrap();
+    assert!(knows("10.0.0.4:53") && knows("10.0.0.3:53"), "it is kept for its connection");
+    let end = Instant::now() + Duration::from_secs(60);
+    while knows("10.0.0.3:53") {
+        assert!(Instant::now() < end, "it is still there");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    appliance.stop();
 }
 
 #[test]

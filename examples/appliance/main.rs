@@ -48,6 +48,9 @@ const OWN_FLAGS: &str = "  --config FILE          what to run (TOML); read again
   --pin DIR              survive restarts below this directory of a BPF file system
 ";
 
+/// How often what is over is let go of. A balancer reads all its connections for it.
+const TIDY: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     match run() {
         // What is wrong with the file at the start is a wrong argument.
@@ -99,6 +102,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     ready(output, &lock(&appliance));
 
     let start = Instant::now();
+    let mut tidied = start;
     let mut next_stats = flags.stats_every.map(|every| start + every);
     while !stop.load(Ordering::Relaxed) && flags.duration.is_none_or(|length| start.elapsed() < length) {
         thread::sleep(Duration::from_millis(20));
@@ -118,6 +122,10 @@ fn run() -> Result<(), Box<dyn Error>> {
             }
         }
         write_capture(&mut capture, pcapng.as_deref(), output);
+        if tidied.elapsed() >= TIDY {
+            lock(&appliance).tidy()?;
+            tidied = Instant::now();
+        }
         if let (Some(at), Some(every)) = (next_stats, flags.stats_every)
             && Instant::now() >= at
         {

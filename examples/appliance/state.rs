@@ -77,6 +77,17 @@ impl Function {
         }
     }
 
+    /// What has to be done now and then: connections and changes that are over are let go of, and so are the backends that
+    /// were kept for them.
+    fn tidy(&self) -> xdpkit::Result<()> {
+        match self {
+            // What it is asked for, it brings up to date.
+            Self::DsrBalancer(balancer) => balancer.services().map(drop),
+            Self::NatBalancer(balancer) => balancer.collect().map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// Brings it to its plan.
     fn apply(&self, name: &str, plan: &FunctionPlan, still: &Still<'_>) -> xdpkit::Result<()> {
         match (self, plan) {
@@ -241,6 +252,14 @@ impl Appliance {
             }
         }
         self.functions.retain(|name, _| self.plan.functions.contains_key(name));
+        Ok(())
+    }
+
+    /// Once in a few seconds.
+    pub(crate) fn tidy(&self) -> Outcome {
+        for (name, function) in &self.functions {
+            function.tidy().map_err(|error| named(name, error))?;
+        }
         Ok(())
     }
 
