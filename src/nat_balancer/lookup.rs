@@ -13,7 +13,7 @@ impl NatBalancer {
     /// All connections: reads every record, some 50 ms for a capacity of a million.
     ///
     /// # Errors
-    /// [`Error::TestRun`] when the kernel's clock cannot be read.
+    /// [`Error::TestRun`](crate::Error::TestRun) when the kernel's clock cannot be read.
     pub fn connections(&self) -> Result<Vec<Connection>> {
         let judge = self.connections.judge()?;
         let book = self.book();
@@ -36,7 +36,7 @@ impl NatBalancer {
     /// The connection of a client to a service.
     ///
     /// # Errors
-    /// [`Error::UnknownService`]; as [`NatBalancer::connections`].
+    /// [`Error::UnknownService`](crate::Error::UnknownService); as [`NatBalancer::connections`].
     pub fn find(&self, client: SocketAddr, service: &ServiceAddr) -> Result<Option<Connection>> {
         let judge = self.connections.judge()?;
         let book = self.book();
@@ -88,7 +88,7 @@ impl NatBalancer {
     /// this every second or minute keeps lists and counts true. Nothing waits meanwhile.
     ///
     /// # Errors
-    /// [`Error::Map`], [`Error::TestRun`].
+    /// [`Error::Map`](crate::Error::Map), [`Error::TestRun`](crate::Error::TestRun).
     pub fn collect(&self) -> Result<usize> {
         let collected = self.connections.collect(&self.connections.judge()?);
         self.book().release(&self.core)?;

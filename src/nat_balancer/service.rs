@@ -210,7 +210,7 @@ impl NatBalancer {
         self.book().remove_backend(&self.core, service, target(backend))
     }
 
-    /// Ends a backend and all its connections at once. With [`NatConfig::reset_unknown`], their next packets are answered
+    /// Ends a backend and all its connections at once. With [`NatConfig::reset_unknown`](crate::NatConfig::reset_unknown), their next packets are answered
     /// with RST.
     ///
     /// # Errors

@@ -50,7 +50,7 @@ impl RateLimiter {
     }
 
     /// Forgets what a source has used up: it may send a whole burst again. Answers whether anything was known of it. A ban
-    /// stays, see [`Bans::lift`].
+    /// stays, see [`Bans::lift`](crate::Bans::lift).
     ///
     /// # Errors
     /// None at present.

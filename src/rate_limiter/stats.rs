@@ -40,7 +40,7 @@ impl RateLimiter {
     /// What was decided, by scope and tier, since the limit of that scope was first set, or a tier first had that limit.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Map`](crate::Error::Map).
     pub fn scope_stats(&self) -> Result<Vec<ScopeStats>> {
         let book = self.book();
         let mut stats = Vec::new();
@@ -59,7 +59,7 @@ impl RateLimiter {
     /// What happened besides packets, since the tables were created.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Map`](crate::Error::Map).
     pub fn counts(&self) -> Result<RateLimiterCounts> {
         let cpus = self.core.counters()?;
         let sum = |own: usize| cpus.iter().map(|cpu| cpu.own[own].packets).sum();
