@@ -53,23 +53,6 @@ static __always_inline __u64 nat_find_client(const struct nat_settings *s, const
 	return r && nat_is_of_client(r, wish->client, wish->client_port, wish->service) ? found : 0;
 }
 
-/* Both ends of the packet. Answers the number of the vip that it is sent to, 0 for none. */
-static __always_inline __u32 nat_read(const struct balancer_settings *b, struct nat_tuple *q, const struct packet *p)
-{
-	q->protocol = p->protocol;
-	q->ipv6 = p->network == NETWORK_IPV6;
-	if (p->network == NETWORK_IPV6) {
-		__builtin_memcpy(q->source, &p->ip6->saddr, 16);
-		__builtin_memcpy(q->destination, &p->ip6->daddr, 16);
-		return vip_find6(b, &p->ip6->daddr);
-	}
-	q->source[0] = p->ip4->saddr;
-	q->source[1] = 0;
-	q->destination[0] = p->ip4->daddr;
-	q->destination[1] = 0;
-	return vip_find4(b, p->ip4->daddr);
-}
-
 static __always_inline void nat_ask_for_connection(struct nat_wish *wish, const struct balancer_settings *b,
 						   const struct service *service, __u32 number,
 						   const struct nat_tuple *q, __u32 now)
@@ -230,7 +213,7 @@ int nat_balancer(struct xdp_md *ctx)
 	if (p.network < NETWORK_IPV4)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
 	job->length = p.network_end - p.network_at;
-	job->vip = nat_read(b, &job->packet, &p);
+	job->vip = nat_read(b, &job->packet, p.ip4, p.ip6, p.protocol, p.network == NETWORK_IPV6);
 	if (!job->vip && !s->destination_only)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
 	now = bpf_jiffies64();

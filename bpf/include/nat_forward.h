@@ -107,26 +107,6 @@ static __always_inline bool nat_goes_on(const struct nat_settings *s, const stru
 	return true;
 }
 
-/* Both ends of the packet. Answers the number of the vip that it is sent to, 0 for none. */
-static __always_inline __u32 nat_ends(const struct balancer_settings *b, const struct nat_plain *p,
-				      struct nat_tuple *q, bool ipv6)
-{
-	q->source_port = p->udp->source;
-	q->destination_port = p->udp->dest;
-	q->protocol = p->protocol;
-	q->ipv6 = ipv6;
-	if (ipv6) {
-		__builtin_memcpy(q->source, &p->ip6->saddr, 16);
-		__builtin_memcpy(q->destination, &p->ip6->daddr, 16);
-		return vip_find6(b, &p->ip6->daddr);
-	}
-	q->source[0] = p->ip4->saddr;
-	q->source[1] = 0;
-	q->destination[0] = p->ip4->daddr;
-	q->destination[1] = 0;
-	return vip_find4(b, p->ip4->daddr);
-}
-
 /*
  * Whether a record is still of the connection whose word was read before all else of it. Nothing of the record may be
  * read after this.
@@ -315,7 +295,9 @@ static __always_inline int nat_forward_plain(struct xdp_md *ctx, void *data, voi
 
 	if (!b || !s || !nat_read_plain(&p, data, end, ipv6))
 		return NAT_LONG_WAY;
-	vip = nat_ends(b, &p, &q, ipv6);
+	q.source_port = p.udp->source;
+	q.destination_port = p.udp->dest;
+	vip = nat_read(b, &q, p.ip4, p.ip6, p.protocol, ipv6);
 	if (!vip)
 		return NAT_LONG_WAY;
 	number = service_find(b, vip, q.protocol, q.destination_port);

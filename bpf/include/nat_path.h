@@ -137,6 +137,24 @@ static __always_inline __u32 nat_find_tuple(const struct nat_settings *s, const 
 	return 0;
 }
 
+/* Both ends of a packet but for the ports. Answers the number of the vip that it is sent to, 0 for none. */
+static __always_inline __u32 nat_read(const struct balancer_settings *b, struct nat_tuple *q, const struct iphdr *ip4,
+				      const struct ipv6hdr *ip6, __u8 protocol, bool ipv6)
+{
+	q->protocol = protocol;
+	q->ipv6 = ipv6;
+	if (ipv6) {
+		__builtin_memcpy(q->source, &ip6->saddr, 16);
+		__builtin_memcpy(q->destination, &ip6->daddr, 16);
+		return vip_find6(b, &ip6->daddr);
+	}
+	q->source[0] = ip4->saddr;
+	q->source[1] = 0;
+	q->destination[0] = ip4->daddr;
+	q->destination[1] = 0;
+	return vip_find4(b, ip4->daddr);
+}
+
 static __always_inline bool nat_is_backend_at(const struct backend *backend, const __be64 *address, __be16 port)
 {
 	return backend->address[0] == address[0] && backend->address[1] == address[1] && backend->port == port;
