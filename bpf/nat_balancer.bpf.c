@@ -191,7 +191,7 @@ int nat_balancer(struct xdp_md *ctx)
 	union nat_opened tracked;
 	struct nat_connection *r;
 	struct backend *backend;
-	__u64 found, word;
+	__u64 found, word, current;
 	bool from_backend, guessed;
 	struct packet p;
 
@@ -301,7 +301,10 @@ int nat_balancer(struct xdp_md *ctx)
 
 	backend = guessed ? nat_guessed_backend(&job->wish) : nat_known_backend(&job->wish, r);
 	if (!backend || backend->flags & BACKEND_KILLED) {
-		nat_end(number, word, now);
+		/* By the word that it has now, if it is still the same connection: this packet may have been noted as its last. */
+		current = NAT_ONCE(r->word);
+		if (!((current ^ word) >> NAT_GENERATION_SHIFT))
+			nat_end(number, current, now);
 		outcome.packed = nat_refuse(ctx, REASON_BACKEND_KILLED);
 		return nat_done(ctx, job, outcome.reason, outcome.action);
 	}

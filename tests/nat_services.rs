@@ -5,6 +5,8 @@ mod common;
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
 };
 
 use common::{
@@ -44,6 +46,8 @@ fn l16_draining_keeps_connections_killing_ends_them_and_the_same_address_again_i
     assert_eq!(acknowledge(4000), Reason::Forwarded);
     assert_eq!(bench.balancer.backends(&name).unwrap()[0].state, BackendState::Leaving);
     bench.balancer.set_backend(&name, first, 1).unwrap();
+    // The packet that ends it is one that is also noted as its last: so old is the one before.
+    thread::sleep(Duration::from_millis(400));
     assert_eq!(acknowledge(4000), Reason::BackendKilled);
     let answer = Frame::tcp(first, old.source).flags(tcp::ACK);
     assert_eq!(bench.backend_sends(&answer).action, Action::Pass, "no old flow reaches a new host, nor the other way");
