@@ -138,6 +138,10 @@ __attribute__((noinline, weak)) __u64 nat_track(__u32 record, __u32 found, __u32
 			    (job->segment.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
 				return tracked.packed;
 			tracked.packed = nat_open(&job->wish);
+			/* Where there is no room, or who was there had to go: the dead make room, for this one or the next. */
+			if ((tracked.reason == REASON_CONNECTIONS_FULL || job->claim.victim_key) && nat_sweep(&job->wish) &&
+			    tracked.reason == REASON_CONNECTIONS_FULL)
+				tracked.packed = nat_open(&job->wish);
 			nat_count_opened(number, tracked.record, tracked.reason, job->wish.flags);
 			/* Its first packet says no more than that it is there. */
 			if (tracked.reason != REASON_NONE || tracked.fresh)

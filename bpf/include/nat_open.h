@@ -475,6 +475,58 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 	return opened.packed;
 }
 
+/*
+ * Frees a way that a key may be in, counted in search order, when its entry is of a confirmed connection that has been
+ * silent for too long, or leads to a record that is another one's by now. The flow table would keep such an entry for ever:
+ * only the record knows better, and nothing looks there unless its place is wanted.
+ */
+__attribute__((noinline, weak)) int nat_sweep_way(__u64 key, __u32 at, __u32 now)
+{
+	const struct flow_table *t = flows_open();
+	struct nat_settings *s = nat_settings();
+	__u32 record, index, way = at % FLOW_WAYS;
+	struct flow_entry entry;
+	struct nat_connection *r;
+	struct flow_line *line;
+	__u64 word;
+
+	if (!t || !s)
+		return 0;
+	index = flow_line_at(t, key, at / FLOW_WAYS);
+	line = bpf_map_lookup_elem(&flows_lines, &index);
+	if (!line)
+		return 0;
+	key = FLOW_ONCE(line->key[way]);
+	entry.state = &line->state[way];
+	entry.slot = index * FLOW_WAYS + way;
+	entry.word = flow_read(line, way, key);
+	if (!entry.word || !(flow_value(entry.word) & NAT_VALUE_CONFIRMED))
+		return 0;
+	record = flow_value(entry.word) & NAT_VALUE_RECORD;
+	r = bpf_map_lookup_elem(&connections, &record);
+	if (!r)
+		return 0;
+	word = NAT_ONCE(r->word);
+	if (!(nat_flags(word) & NAT_LIVE) || !nat_is_of_key(record, nat_flags(word), key))
+		return flows_remove(&entry);
+	return nat_is_dead(s, word, now) && nat_end(record, word, now);
+}
+
+/* The same of all ways that the entries of a wished-for connection may be in. Answers how many were freed. */
+__attribute__((noinline, weak)) int nat_sweep(struct nat_wish *wish)
+{
+	int freed = 0;
+
+	if (!wish)
+		return 0;
+	for (__u32 at = 0; at < 3 * FLOW_WAYS; at++) {
+		freed += nat_sweep_way(wish->key, at, wish->now);
+		if (wish->kept)
+			freed += nat_sweep_way(wish->kept_key, at, wish->now);
+	}
+	return freed;
+}
+
 /* Opens a connection, or finds the one that another CPU opens at the same moment. */
 __attribute__((noinline, weak)) __u64 nat_open(struct nat_wish *wish)
 {
@@ -506,6 +558,7 @@ __attribute__((noinline, weak)) __u64 nat_open(struct nat_wish *wish)
 			return opened.packed;
 		}
 		flags |= NAT_KEPT_SOURCE;
+		wish->kept = true;
 		wish->kept_key = nat_key(t, wish->client, wish->client_port,
 					 NAT_KEY_OF_BACKEND | (backend->function[NAT_TUPLE] & NAT_NUMBER_MAX),
 					 flags & NAT_IPV6);
