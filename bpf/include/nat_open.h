@@ -367,7 +367,9 @@ __attribute__((noinline, weak)) __u64 nat_examine(__u64 key, __u32 now)
 	if (nat_is_of_key(record, nat_flags(word), key)) {
 		if (!nat_is_dead(s, word, now))
 			return found;
-		nat_drop(r, word, now);
+		/* Claimed, it is being ended or made another's: who has claimed it relies on having it alone. */
+		if (nat_flags(word) & NAT_LIVE)
+			nat_drop(r, word, now);
 	}
 	nat_forget_key(key, record);
 	return 0;
@@ -443,9 +445,10 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 		return opened.packed;
 	nat_fill(r, wish, identity);
 	word = nat_word(NAT_ONCE(r->word) >> NAT_GENERATION_SHIFT, flags, wish->now);
+	/* First: as soon as it is live, others may end and uncount it. */
+	__sync_fetch_and_add(&load->active, 1);
 	/* An exchange is a full barrier: who sees the connection live sees what was filled in. */
 	__sync_lock_test_and_set(&r->word, word);
-	__sync_fetch_and_add(&load->active, 1);
 	opened.record = number;
 	opened.reason = REASON_NONE;
 

@@ -219,7 +219,8 @@ impl Connections {
                 self.forget(self.key(client, connection.address | (NUMBER_MAX + 1)), record);
             }
         }
-        self.word(record).store(generation, Ordering::SeqCst);
+        // Unless another process that adopted the tables took us for dead and freed it: then it may be somebody's.
+        let _ = self.word(record).compare_exchange(claimed, generation, Ordering::SeqCst, Ordering::SeqCst);
         true
     }
 
@@ -268,4 +269,36 @@ impl Connections {
 
 fn mapping(core: &StageCore, name: &str) -> Result<LongMapping> {
     LongMapping::new(core.map(name))
+}
+
+#[cfg(test)]
+mod tests {
+    //! These need root.
+
+    use xdpkit_lab::frame::Frame;
+
+    use super::*;
+    use crate::{NatBalancer, NatConfig, NatService, Stage as _};
+
+    /// A process that ends a connection is stopped in the middle; the client begins it again, and goes to another place.
+    #[test]
+    fn a_claimed_record_is_left_to_who_has_claimed_it() {
+        let balancer = NatBalancer::load(&NatConfig::default()).expect("needs root");
+        let (client, vip) = ("10.0.0.20:4000".parse().unwrap(), "10.0.0.100:80".parse().unwrap());
+        let service = "tcp/10.0.0.100:80".parse().unwrap();
+        balancer.insert(service, &NatService::new(["192.168.178.11:8080".parse().unwrap()])).unwrap();
+        let connections = &balancer.connections;
+        let opens = || {
+            // It is opened, even where there is no way on.
+            balancer.test_run(&Frame::tcp(client, vip).build()).unwrap();
+            connections.find(client, 1).unwrap()
+        };
+        let record = opens();
+        let word = connections.word(record).load(Ordering::SeqCst);
+        let claimed =
+            (word >> GENERATION_SHIFT).wrapping_add(1) << GENERATION_SHIFT | u64::from(CLAIMED) << FLAGS_SHIFT;
+        connections.word(record).store(claimed, Ordering::SeqCst);
+        assert_ne!(opens(), record);
+        assert_eq!(connections.word(record).load(Ordering::SeqCst), claimed);
+    }
 }
