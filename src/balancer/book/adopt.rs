@@ -19,7 +19,8 @@ impl<R: SlotRule> Book<R> {
         let known = book.entries.values().next().map(|entry| entry.record.slots);
         book.table_size = known
             .unwrap_or_else(|| (0..=slots).rev().find(|size| crate::maglev::check_size(*size).is_ok()).unwrap_or(3));
-        book.read_backends();
+        let left = book.read_backends();
+        book.forget(core, &left)?;
         book.repair_indices();
         let services: Vec<ServiceAddr> = book.entries.keys().copied().collect();
         for service in services {
@@ -55,16 +56,21 @@ impl<R: SlotRule> Book<R> {
         }
     }
 
-    fn read_backends(&mut self) {
+    /// Answers those of no service: their process died while it removed or added one. They may not wait for the next
+    /// service of that number.
+    fn read_backends(&mut self) -> Vec<u16> {
+        let mut left = Vec::new();
         self.fresh = self.backends.len() as u16;
         for id in 1..self.backends.len() {
             let record = self.backends.read(id);
             let id = id as u16;
             let entry = self.entries.values_mut().find(|entry| u32::from(entry.number) == record.service);
-            let (true, Some(entry), Some(address)) =
-                (record.flags & BACKEND_USED != 0, entry, record.address.get(record.family))
-            else {
+            if record.flags & BACKEND_USED == 0 {
                 self.free.push(id);
+                continue;
+            }
+            let (Some(entry), Some(address)) = (entry, record.address.get(record.family)) else {
+                left.push(id);
                 continue;
             };
             let state = match record.flags {
@@ -81,6 +87,7 @@ impl<R: SlotRule> Book<R> {
         for entry in self.entries.values_mut() {
             entry.members.sort_by_key(|member| member.identity);
         }
+        left
     }
 
     fn repair_indices(&mut self) {
@@ -99,5 +106,59 @@ impl<R: SlotRule> Book<R> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! These need root.
+
+    use super::*;
+    use crate::{DsrBalancer, DsrConfig, abi::service::Backend, balancer::BookConfig, stage::sealed::Sealed as _};
+
+    /// Slots go from one backend to the next at once, and nothing else leads to one.
+    #[derive(Debug)]
+    struct AtOnce;
+
+    impl SlotRule for AtOnce {
+        fn change(&self, _slot: u32, _word: u32, wanted: u16, _is_killed: &dyn Fn(u16) -> bool) -> u32 {
+            wanted.into()
+        }
+
+        fn now(&self) -> u64 {
+            0
+        }
+
+        fn holds(&self, _id: u16, _record: &Backend, _slots: &mut dyn Iterator<Item = (u32, u32)>) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn backends_of_a_service_that_was_half_removed_do_not_come_back_with_the_next_one() {
+        let balancer = DsrBalancer::load(&DsrConfig::default()).expect("needs root");
+        let core = balancer.core();
+        let config = BookConfig {
+            services: 64,
+            backends: 1024,
+            table_size: crate::maglev::DEFAULT_SIZE,
+            held: 0,
+            seed: 0,
+            echo: crate::Echo::Answer,
+            answers_per_tick: 1,
+        };
+        let target = |last: u8| Target { address: std::net::Ipv4Addr::new(192, 168, 178, last).into(), port: 80 };
+        let service = |text: &str| text.parse::<ServiceAddr>().unwrap();
+        let (old, next) = (service("tcp/10.0.0.100:80"), service("tcp/10.0.0.101:80"));
+        let record = bytemuck::Zeroable::zeroed();
+        let mut book = Book::new(core, &config, AtOnce).unwrap();
+        book.insert_service(core, old, record, &[(target(11), 1), (target(12), 1), (target(13), 1)]).unwrap();
+        // Its process dies over it.
+        book.services.set(1, std::mem::offset_of!(crate::abi::service::Service, flags), 0);
+        let mut book = Book::adopt(core, AtOnce).unwrap();
+        book.insert_service(core, next, record, &[(target(14), 1)]).unwrap();
+        let book = Book::adopt(core, AtOnce).unwrap();
+        let members: Vec<_> = book.entry(&next).unwrap().members.iter().map(|member| member.target).collect();
+        assert_eq!(members, [target(14)]);
     }
 }
