@@ -225,6 +225,23 @@ fn an_adopted_balancer_goes_on_with_every_connection() {
     }
 }
 
+/// What the earlier process knew of a service that it has removed is no more in the way than in that process.
+#[test]
+fn an_adopted_balancer_takes_back_a_service_that_was_removed_before() {
+    let pins = BpfFs::new().unwrap();
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let name = format!("nat-{}", mode == NatMode::Full);
+        let mut bench = Bench::with_services(&NatConfig::default().name(&name), mode);
+        let options = AttachOptions::new("lo").mode(XdpMode::Generic).pin(pins.path());
+        let attached = bench.lab.balancer.run(|| bench.balancer.attach(&options).unwrap());
+        let with = bench.balancer.remove(&service(TCP4)).unwrap();
+        bench.balancer = NatBalancer::adopt(pins.path(), &name).unwrap();
+        bench.balancer.insert(service(TCP4), &with).unwrap();
+        open(&bench, &service(TCP4), at("10.0.0.20:4000"));
+        attached.detach().unwrap();
+    }
+}
+
 /// While lists of backends replace each other, every new connection finds one of them, and after each change only those
 /// of the last list.
 #[test]

@@ -144,16 +144,20 @@ impl NatBalancer {
         connections.heal();
         let rule = NatRule::new(Arc::clone(&connections), LongMapping::new(core.map("backend_index"))?);
         let book = Book::adopt(&core, rule)?;
+        let mut kept = false;
         for (service, entry) in book.entries() {
             if entry.record.flags & DESTINATION_ONLY == 0 {
                 continue;
             }
+            kept = true;
             for member in &entry.members {
                 let number = book.backends.read(member.id.into()).function[1] as u16;
                 let tuple = (service.protocol, member.target.address, member.target.port);
                 book.rule.tuples().adopt(tuple, number);
             }
         }
+        book.rule.tuples().sweep();
+        connections.settings.set(0, offset_of!(Settings, destination_only), kept.into());
         Ok(Self { core, book: Arc::new(Mutex::new(book)), connections })
     }
 

@@ -114,6 +114,11 @@ fn hash((protocol, address, port): &Tuple) -> u64 {
     mix64(mix64(high.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ low ^ rest)
 }
 
+/// The word of a backend.
+fn entry(tuple: &Tuple, number: u16) -> u64 {
+    hash(tuple) >> 32 << 32 | u64::from(number)
+}
+
 impl Tuples {
     fn number(&self, tuple: &Tuple) -> Option<u16> {
         self.numbers.get(tuple).copied()
@@ -122,6 +127,18 @@ impl Tuples {
     /// Takes over one that an earlier process has numbered.
     pub(super) fn adopt(&mut self, tuple: Tuple, number: u16) {
         self.numbers.insert(tuple, number);
+    }
+
+    /// Removes what an earlier process left: of backends that it was adding, or that have no service any more.
+    pub(super) fn sweep(&mut self) {
+        let words = self.index.as_ref();
+        let known = |word| self.numbers.iter().any(|(tuple, number)| word == entry(tuple, *number));
+        for place in words {
+            let word = place.load(Ordering::Acquire);
+            if word != 0 && word != INDEX_REMOVED && !known(word) {
+                place.store(INDEX_REMOVED, Ordering::Release);
+            }
+        }
     }
 
     /// Sees to it that a backend has a number and is found by it.
@@ -146,7 +163,7 @@ impl Tuples {
         let free = places.iter().find(|at| matches!(words[**at].load(Ordering::Acquire), 0 | INDEX_REMOVED));
         match free {
             Some(at) if !places.iter().any(same) => {
-                words[*at].store(hash >> 32 << 32 | u64::from(number), Ordering::Release);
+                words[*at].store(entry(&tuple, number), Ordering::Release);
             }
             _ => return Err(full(words.len() as u32)),
         }
@@ -160,9 +177,8 @@ impl Tuples {
         self.numbers.retain(|tuple, number| {
             let kept = keep(tuple);
             if !kept {
-                let hash = hash(tuple);
-                let entry = hash >> 32 << 32 | u64::from(*number);
-                let found = probes(hash, words.len()).find(|at| words[*at].load(Ordering::Acquire) == entry);
+                let entry = entry(tuple, *number);
+                let found = probes(hash(tuple), words.len()).find(|at| words[*at].load(Ordering::Acquire) == entry);
                 if let Some(at) = found {
                     words[at].store(INDEX_REMOVED, Ordering::Release);
                 }

@@ -55,11 +55,11 @@ impl NatBalancer {
         if service.port.is_some_and(|port| (settings.first_port..=settings.last_port).contains(&port.into())) {
             self.set(offset_of!(Settings, ports_shared), 1);
         }
-        book.insert_service(&self.core, service, record, &list)?;
+        // Nor may an answer come that nobody looks at.
         if kept {
             self.set(offset_of!(Settings, destination_only), 1);
         }
-        Ok(())
+        book.insert_service(&self.core, service, record, &list)
     }
 
     /// A backend at one of our own addresses would get its packets back for ever.
