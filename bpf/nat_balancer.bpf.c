@@ -224,6 +224,9 @@ int nat_balancer(struct xdp_md *ctx)
 	if (p.fragment == FRAGMENT_LATER) {
 		kind = NAT_FRAGMENT;
 		number = nat_recall_fragment(ctx);
+		/* Others than of TCP and UDP are not for us, and neither are those of ports without a service. */
+		if (number == NAT_FRAGMENT_HOST || (job->vip && p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP))
+			return nat_done(ctx, job, REASON_NO_SERVICE, XDP_PASS);
 		if (!number)
 			return nat_done(ctx, job, job->vip ? REASON_FRAGMENT_UNKNOWN : REASON_NOT_FOR_VIP,
 					 job->vip ? XDP_DROP : XDP_PASS);
@@ -252,8 +255,12 @@ int nat_balancer(struct xdp_md *ctx)
 		return nat_done(ctx, job, outcome.reason, outcome.action);
 	}
 	/* Neither to a service nor of a connection. */
-	if (!found && from_backend)
+	if (!found && from_backend) {
+		/* The rest of the datagram must go the same way. */
+		if (job->vip && p.fragment == FRAGMENT_FIRST)
+			fragment_remember(ctx, NAT_FRAGMENT_HOST, 0);
 		return nat_done(ctx, job, job->vip ? REASON_NO_SERVICE : REASON_NOT_FOR_VIP, XDP_PASS);
+	}
 	if ((p.network == NETWORK_IPV6 ? p.ip6->hop_limit : p.ip4->ttl) <= 1)
 		return nat_done(ctx, job, REASON_HOP_LIMIT, expire(ctx));
 

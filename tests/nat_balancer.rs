@@ -211,6 +211,27 @@ fn l21_fragments_follow_their_first_one_in_both_directions() {
     }
 }
 
+/// What comes to a virtual address but not to a service is the host's, whether it comes in pieces or not.
+#[test]
+fn l21_and_l23_fragments_of_no_service_go_on_together() {
+    for mode in [NatMode::Full, NatMode::Destination] {
+        let bench = Bench::with_services(&NatConfig::default(), mode);
+        for (client, vip) in [("10.0.0.20", VIP4), ("2001:db8:a::20", VIP6)].map(|(client, vip)| (ip(client), ip(vip)))
+        {
+            let (from, to) = bench.macs_of_clients();
+            let datagram = Frame::udp(SocketAddr::new(client, 4500), SocketAddr::new(vip, 4500));
+            let echo = Frame::echo(client, vip, 1, 1);
+            for (id, whole) in [datagram, echo].into_iter().enumerate() {
+                for piece in whole.payload(&[3; 100]).identification(90 + id as u32).macs(from, to).fragments(48) {
+                    let outcome = bench.run(Side::Clients, &piece);
+                    let wanted = Outcome { action: Action::Pass, reason: Reason::NoService, frame: piece };
+                    assert_eq!(outcome, wanted, "{mode:?} {vip} {id}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn l22_echo_requests_are_answered_for_virtual_addresses_only() {
     let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);

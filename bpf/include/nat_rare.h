@@ -12,9 +12,11 @@
 
 /*
  * Later fragments follow the first one of their datagram, to the same connection. What fragment.h remembers are 32 bits
- * of ours: of the record, of its generation, and the direction; the lowest bit is always set.
+ * of ours: of the record, of its generation, and the direction; the lowest bit is set.
  */
 #define NAT_FRAGMENT_BACKEND 2
+/* Instead: the first one was for a port of ours that no service has, and went to the host. */
+#define NAT_FRAGMENT_HOST 4
 #define NAT_FRAGMENT_GENERATION(word) ((__u32)((word) >> NAT_GENERATION_SHIFT & 7) << 2)
 /* 27 bits are left: records of the largest capacity. */
 #define NAT_FRAGMENT_RECORD_SHIFT 5
@@ -38,8 +40,8 @@ __attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
 	if (!s || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
 		return 0;
 	value = fragment_recall(&p, ctx, &hash);
-	if (!value)
-		return 0;
+	if (!value || value == NAT_FRAGMENT_HOST)
+		return value;
 	r = nat_record(s, value >> NAT_FRAGMENT_RECORD_SHIFT);
 	return r && NAT_FRAGMENT_GENERATION(NAT_ONCE(r->word)) == (value & 7 << 2) ? value : 0;
 }
