@@ -40,8 +40,8 @@ pub(crate) struct World {
     connections: HashMap<Key, Model>,
     /// By the backend, the protocol, and what the backend takes for the client.
     answers: HashMap<(SocketAddr, u8, SocketAddr), Key>,
-    /// Where first fragments went, by addresses, protocol and identification; whether it was a backend's.
-    fragments: HashMap<(IpAddr, IpAddr, u8, u32), (Key, bool)>,
+    /// Where first fragments went, by addresses, protocol and identification; whether it was a backend's. To the host: none.
+    fragments: HashMap<(IpAddr, IpAddr, u8, u32), Option<(Key, bool)>>,
     window: u32,
 }
 
@@ -181,10 +181,12 @@ impl World {
         let datagram = (source, destination, protocol, identification(frame, &oracle));
         let ports = match (fragment, reading.transport) {
             (Fragment::Later, _) => match self.fragments.get(&datagram) {
+                Some(None) => return left_alone(Reason::NoService),
+                None if for_vip && !matches!(protocol, 6 | 17) => return left_alone(Reason::NoService),
                 None if for_vip => return dropped(Reason::FragmentUnknown),
                 None => return left_alone(Reason::NotForVip),
                 Some(_) if hop_limit <= 1 => return left_alone(Reason::HopLimit),
-                Some((key, from_backend)) => return self.on_its_way(side, frame, &oracle, *key, *from_backend),
+                Some(Some((key, from_backend))) => return self.on_its_way(side, frame, &oracle, *key, *from_backend),
             },
             (_, Some(Transport::Tcp { source, destination, .. } | Transport::Udp { source, destination })) => {
                 [source, destination]
@@ -215,6 +217,9 @@ impl World {
             }
             None => {
                 let Some(key) = self.answers.get(&(from, protocol, to)).copied() else {
+                    if for_vip && fragment == Fragment::First && datagram.3 != 0 {
+                        self.fragments.insert(datagram, None);
+                    }
                     return left_alone(ours(Reason::NoService));
                 };
                 if hop_limit <= 1 {
@@ -229,7 +234,7 @@ impl World {
             }
         };
         if fragment == Fragment::First && datagram.3 != 0 {
-            self.fragments.insert(datagram, (key, from_backend));
+            self.fragments.insert(datagram, Some((key, from_backend)));
         }
         self.on_its_way(side, frame, &oracle, key, from_backend)
     }
@@ -247,7 +252,7 @@ impl World {
             // Another one begins in its place. Fragments of the earlier one are nobody's.
             let model = self.connections.remove(&key).unwrap();
             self.answers.remove(&(backend, service.protocol as u8, model.source.unwrap()));
-            self.fragments.retain(|_, (other, _)| *other != key);
+            self.fragments.retain(|_, went| went.is_none_or(|(other, _)| other != key));
             self.window += 1;
         }
         if let Some(model) = self.connections.get_mut(&key) {
