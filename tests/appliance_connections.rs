@@ -213,6 +213,28 @@ fn start(place: &Namespace, file: &Place, pin: &BpfFs) -> Running {
     Running::start(place, &file.file(), &["--pin", pin.path().join("appliance").to_str().unwrap()])
 }
 
+/// What is wrong shows only when the backends of other services have been changed. Who is taken out and put back would be
+/// another backend.
+#[test]
+fn a_reload_that_is_undone_breaks_no_connection() {
+    let net = Net::new();
+    let place = Place::new("undone");
+    place.write(&net.usual_file());
+    let mut appliance = Running::start(&net.lab.balancer, &place.file(), &[]);
+    appliance.expect("ready");
+    let clients = Clients::start(&net);
+    for wrong in ["tcp/198.51.100.1:80'\nbackends = { '[2001:db8::1]:80' = 1 }", "tcp/198.51.100.1:*'\nbackends = {}"] {
+        // The second backend is missing everywhere.
+        let text = net.file(&CHAIN, &[1]) + "[[nat_balancer.translated.service]]\naddress = '" + wrong + "\n";
+        place.write(&text);
+        let error = appliance.reload().unwrap_err();
+        assert!(error.starts_with("`translated`: ") && !error.contains("not all went back"), "{error}");
+        clients.go_on();
+    }
+    clients.stop();
+    appliance.stop();
+}
+
 #[test]
 fn connections_survive_kills_and_upgrades() {
     let net = Net::new();

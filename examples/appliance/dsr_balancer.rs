@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use xdpkit::{DsrBalancer, DsrConfig, DsrService, Forwarding, Interface, ServiceAddr};
+use xdpkit::{BackendState, DsrBackendEntry, DsrBalancer, DsrConfig, DsrService, Forwarding, Interface, ServiceAddr};
 
 use crate::{
     config::{ConfigError, check_name},
@@ -83,6 +83,25 @@ impl DsrTable {
     }
 }
 
+impl ServicePlan {
+    /// Backends with their weights as they are for now: who is down has none.
+    fn present(
+        &self,
+        name: &str,
+        address: &ServiceAddr,
+        known: &[DsrBackendEntry],
+        still: &Still<'_>,
+    ) -> BTreeMap<IpAddr, u32> {
+        let weight = |backend: &IpAddr, weight: u32| {
+            let entry = known.iter().find(|entry| entry.address == *backend);
+            let before = entry.and_then(|entry| present_weight(entry.state, entry.weight));
+            let held = self.health.is_some() && still.holds_back(&watched(name, address, *backend), before);
+            if held { 0 } else { weight }
+        };
+        self.backends.iter().map(|(backend, wanted)| (*backend, weight(backend, *wanted))).collect()
+    }
+}
+
 impl DsrPlan {
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
     pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
@@ -92,6 +111,33 @@ impl DsrPlan {
         (format!("{settings:?}") != format!("{:?}", self.settings)).then_some("*")
     }
 
+    /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A
+    /// backend that is taken out and put back is another one, so who undid that would end connections.
+    pub(crate) fn add(&self, name: &str, balancer: &DsrBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
+        for (address, plan) in &self.services {
+            let known = match balancer.backends(*address) {
+                Err(xdpkit::Error::UnknownService { .. }) => {
+                    balancer.insert_service(*address, plan.service, plan.present(name, address, &[], still))?;
+                    continue;
+                }
+                present => present?,
+            };
+            let staying = known.iter().filter_map(|entry| {
+                let weight = present_weight(entry.state, entry.weight)?;
+                Some((entry.address, if entry.state == BackendState::Active { weight } else { 0 }))
+            });
+            let mut list: BTreeMap<_, _> = staying.collect();
+            let before = list.len();
+            for backend in plan.backends.keys() {
+                list.entry(*backend).or_insert(0);
+            }
+            if list.len() > before {
+                balancer.set_backends(*address, list)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings a balancer to this plan. Backends that are no more in it are drained; flows stay where they are. Who is down
     /// gets no weight.
     pub(crate) fn apply(&self, name: &str, balancer: &DsrBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
@@ -99,13 +145,7 @@ impl DsrPlan {
         let present: BTreeMap<_, _> = balancer.services()?.into_iter().map(|entry| (entry.address, entry)).collect();
         for (address, plan) in &self.services {
             let known = if present.contains_key(address) { balancer.backends(*address)? } else { Vec::new() };
-            let weight = |backend: &IpAddr, weight: u32| {
-                let entry = known.iter().find(|entry| entry.address == *backend);
-                let before = entry.and_then(|entry| present_weight(entry.state, entry.weight));
-                let held = plan.health.is_some() && still.holds_back(&watched(name, address, *backend), before);
-                if held { 0 } else { weight }
-            };
-            let backends = plan.backends.iter().map(|(backend, wanted)| (*backend, weight(backend, *wanted)));
+            let backends = plan.present(name, address, &known, still);
             match present.get(address) {
                 Some(entry) if entry.service == plan.service => balancer.set_backends(*address, backends)?,
                 Some(_) => {

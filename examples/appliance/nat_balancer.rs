@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
 use serde::Deserialize;
-use xdpkit::{NatBalancer, NatConfig, NatMode, NatService, Scheduler, ServiceAddr};
+use xdpkit::{NatBackend, NatBalancer, NatConfig, NatMode, NatService, Scheduler, ServiceAddr};
 
 use crate::{
     config::{ConfigError, check_name},
@@ -67,6 +67,21 @@ impl NatTable {
     }
 }
 
+impl ServicePlan {
+    /// With weights as they are for now: who is down has none.
+    fn present(&self, name: &str, address: &ServiceAddr, known: &[NatBackend], still: &Still<'_>) -> NatService {
+        let mut service = self.service.clone();
+        for (backend, weight) in &mut service.backends {
+            let entry = known.iter().find(|entry| entry.address == *backend);
+            let before = entry.and_then(|entry| present_weight(entry.state, entry.weight));
+            if self.health.is_some() && still.holds_back(&watched(name, address, *backend), before) {
+                *weight = 0;
+            }
+        }
+        service
+    }
+}
+
 impl NatPlan {
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
     pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
@@ -76,20 +91,37 @@ impl NatPlan {
         (format!("{settings:?}") != format!("{:?}", self.settings)).then_some("*")
     }
 
+    /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A
+    /// backend that is taken out and put back is another one, so who undid that would end connections.
+    pub(crate) fn add(&self, name: &str, balancer: &NatBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
+        for (address, plan) in &self.services {
+            let mut list = match balancer.get(address) {
+                Err(xdpkit::Error::UnknownService { .. }) => {
+                    balancer.insert(*address, &plan.present(name, address, &[], still))?;
+                    continue;
+                }
+                present => present?.backends,
+            };
+            let before = list.len();
+            for (backend, _) in &plan.service.backends {
+                if !list[..before].iter().any(|(known, _)| known == backend) {
+                    list.push((*backend, 0));
+                }
+            }
+            if list.len() > before {
+                balancer.set_backends(address, &list)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings a balancer to this plan. Backends that are no more in it keep the connections that they have. Who is down gets
     /// no weight.
     pub(crate) fn apply(&self, name: &str, balancer: &NatBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
         let present = balancer.services();
         for (address, plan) in &self.services {
             let known = if present.contains(address) { balancer.backends(address)? } else { Vec::new() };
-            let mut service = plan.service.clone();
-            for (backend, weight) in &mut service.backends {
-                let entry = known.iter().find(|entry| entry.address == *backend);
-                let before = entry.and_then(|entry| present_weight(entry.state, entry.weight));
-                if plan.health.is_some() && still.holds_back(&watched(name, address, *backend), before) {
-                    *weight = 0;
-                }
-            }
+            let service = plan.present(name, address, &known, still);
             match balancer.get(address) {
                 Ok(old) if (old.mode, old.scheduler) == (service.mode, service.scheduler) => {
                     balancer.set_backends(address, &service.backends)?;

@@ -88,6 +88,15 @@ impl Function {
         }
     }
 
+    /// Does of its plan what can be refused, and takes nothing away.
+    fn add(&self, name: &str, plan: &FunctionPlan, still: &Still<'_>) -> xdpkit::Result<()> {
+        match (self, plan) {
+            (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.add(name, balancer, still),
+            (Self::NatBalancer(balancer), FunctionPlan::NatBalancer(plan)) => plan.add(name, balancer, still),
+            _ => Ok(()),
+        }
+    }
+
     /// Brings it to its plan.
     fn apply(&self, name: &str, plan: &FunctionPlan, still: &Still<'_>) -> xdpkit::Result<()> {
         match (self, plan) {
@@ -164,10 +173,14 @@ impl Appliance {
         Ok(())
     }
 
-    /// Brings functions to the plan.
+    /// Brings functions to the plan: first whatever can be refused, in all of them.
     fn apply(&self, which: impl Fn(&str) -> bool) -> Outcome {
         let still = self.watch.still();
-        for (name, plan) in self.plan.functions.iter().filter(|(name, _)| which(name)) {
+        let wanted = || self.plan.functions.iter().filter(|(name, _)| which(name));
+        for (name, plan) in wanted() {
+            self.functions[name].add(name, plan, &still).map_err(|error| named(name, error))?;
+        }
+        for (name, plan) in wanted() {
             self.functions[name].apply(name, plan, &still).map_err(|error| named(name, error))?;
         }
         Ok(())
