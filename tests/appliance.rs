@@ -422,6 +422,31 @@ fn metrics_tell_every_counter_and_a_parser_reads_them() {
 
 /// With another size than what is pinned has: no start, a reason, and all goes on. Under another name, it begins anew in its
 /// place.
+/// The new build takes over with the very same command line; two processes at the same tables would undo each other's changes.
+#[test]
+fn who_is_taken_over_ends_and_leaves_the_metrics_to_the_next() {
+    let (lab, place, pins) = (Pair::new().unwrap(), Place::new("upgrade"), BpfFs::new().unwrap());
+    lab.server.set_up("lo").unwrap();
+    place.write(FILE);
+    let pin = pins.path().join("appliance");
+    let flags = ["--pin", pin.to_str().unwrap(), "--metrics", "127.0.0.1:9108"];
+    let mut old = Running::start(&lab.server, &place.file(), &flags);
+    old.expect("metrics");
+    old.expect("ready");
+    let mut new = Running::start(&lab.server, &place.file(), &flags);
+    assert_eq!(old.expect("superseded")["interface"], "eth0");
+    assert_eq!(old.ended().1, Some(0));
+    new.expect("metrics");
+    assert_eq!(new.expect("ready")["adopted"], true);
+    assert!(scrape(&lab.server, "127.0.0.1:9108").contains("xdpkit_attached"));
+    assert_eq!(lab.server_addr.both().map(|to| answers(&lab, to)), [true, true]);
+    new.stop();
+
+    // Without pins nobody is taken over: nothing is attached where nobody could be told of it.
+    let mut other = Running::start(&lab.client, &place.file(), &["--metrics", "192.0.2.1:9108"]);
+    assert_eq!(other.ended(), (Vec::new(), Some(1)));
+}
+
 #[test]
 fn another_size_than_what_is_pinned_has_is_refused_with_the_way_out() {
     let lab = Pair::new().unwrap();

@@ -24,7 +24,8 @@ mod common;
 use std::{
     error::Error,
     fs::OpenOptions,
-    net::SocketAddr,
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{
@@ -90,11 +91,24 @@ fn run() -> Result<(), Box<dyn Error>> {
         let opened = OpenOptions::new().create(true).append(true).open(path);
         opened.map_err(|error| format!("--pcapng: `{}`: {error}", path.display()))?;
     }
-    let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
-    let mut capture = pcapng.as_ref().and_then(|path| open_capture(path, &lock(&appliance), output));
+    // Before anything is attached, too; but who is to be taken over may still listen there.
+    let cannot_listen = |address, error| format!("--metrics: `{address}`: cannot listen there: {error}");
+    let mut listener = None;
     if let Some(address) = listen {
-        let bound = metrics::serve(address, Arc::clone(&appliance))
-            .map_err(|error| format!("--metrics: `{address}`: cannot listen there: {error}"))?;
+        match TcpListener::bind(address) {
+            Ok(bound) => listener = Some(bound),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && pin.is_some() => {}
+            Err(error) => return Err(cannot_listen(address, error).into()),
+        }
+    }
+    let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
+    if let (Some(address), None) = (listen, &listener) {
+        listener = Some(bind_again(address).map_err(|error| cannot_listen(address, error))?);
+    }
+    let mut capture = pcapng.as_ref().and_then(|path| open_capture(path, &lock(&appliance), output));
+    if let Some(listener) = listener {
+        let bound = listener.local_addr()?;
+        metrics::serve(listener, Arc::clone(&appliance))?;
         output.line(&json!({"event": "metrics", "address": bound.to_string()}), || {
             format!("metrics at http://{bound}/metrics")
         });
@@ -106,6 +120,13 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut next_stats = flags.stats_every.map(|every| start + every);
     while !stop.load(Ordering::Relaxed) && flags.duration.is_none_or(|length| start.elapsed() < length) {
         thread::sleep(Duration::from_millis(20));
+        // An upgrade: the tables are another process's from now on, and two would undo each other's changes.
+        if let Some(interface) = lock(&appliance).superseded()? {
+            output.line(&json!({"event": "superseded", "interface": interface}), || {
+                format!("another process has taken over {interface}")
+            });
+            break;
+        }
         if reload.swap(false, Ordering::Relaxed) {
             let read = config::read(&file).map_err(Box::from);
             match read.and_then(|plan| lock(&appliance).reload(plan)) {
@@ -138,6 +159,19 @@ fn run() -> Result<(), Box<dyn Error>> {
     lock(&appliance).stop()?;
     output.line(&json!({"event": "stopped"}), || "stopped".into());
     Ok(())
+}
+
+/// Waits until the process that was taken over has ended.
+fn bind_again(address: SocketAddr) -> io::Result<TcpListener> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            answer => return answer,
+        }
+    }
 }
 
 fn open_capture(path: &Path, appliance: &Appliance, output: Output) -> Option<Capture> {

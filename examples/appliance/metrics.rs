@@ -3,7 +3,7 @@
 use std::{
     fmt::{self, Debug},
     io,
-    net::SocketAddr,
+    net::TcpListener,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
@@ -235,11 +235,10 @@ pub(crate) fn render(appliance: &Appliance) -> Result<String, Box<dyn std::error
     Ok(out)
 }
 
-/// Serves `GET /metrics` in a thread of its own, until the process ends. Answers the address that it listens on.
-pub(crate) fn serve(address: SocketAddr, appliance: Arc<Mutex<Appliance>>) -> io::Result<SocketAddr> {
+/// Serves `GET /metrics` in a thread of its own, until the process ends.
+pub(crate) fn serve(listener: TcpListener, appliance: Arc<Mutex<Appliance>>) -> io::Result<()> {
     const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let server = tiny_http::Server::http(address).map_err(io::Error::other)?;
-    let bound = server.server_addr().to_ip().unwrap_or(address);
+    let server = tiny_http::Server::from_listener(listener, None).map_err(io::Error::other)?;
     thread::Builder::new().name("metrics".into()).spawn(move || {
         for request in server.incoming_requests() {
             let text = match request.url() {
@@ -259,5 +258,5 @@ pub(crate) fn serve(address: SocketAddr, appliance: Arc<Mutex<Appliance>>) -> io
             let _ = request.respond(response);
         }
     })?;
-    Ok(bound)
+    Ok(())
 }

@@ -268,6 +268,16 @@ impl Appliance {
         Ok(())
     }
 
+    /// An interface that another process has taken over.
+    pub(crate) fn superseded(&self) -> Outcome<Option<&str>> {
+        for (interface, chain) in &self.chains {
+            if chain.is_superseded()? {
+                return Ok(Some(interface));
+            }
+        }
+        Ok(None)
+    }
+
     /// Once in a few seconds.
     pub(crate) fn tidy(&self) -> Outcome {
         for (name, function) in &self.functions {

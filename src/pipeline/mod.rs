@@ -171,6 +171,17 @@ impl Pipeline {
         Ok(info.interface != 0 && info.program == self.members[0].instance.program.id())
     }
 
+    /// Whether another process has taken over the interface: edits answer [`Error::Superseded`] from then on, and the
+    /// stages' tables are that process's to change.
+    ///
+    /// # Errors
+    /// [`Error::Interface`] when the kernel does not tell.
+    pub fn is_superseded(&self) -> Result<bool> {
+        let Some(attached) = &self.attached else { return Ok(false) };
+        let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
+        Ok(info.interface != 0 && info.program != self.members[0].instance.program.id())
+    }
+
     fn index(&self, name: &str) -> Result<usize> {
         let found = self.members.iter().position(|member| member.name() == name);
         found.ok_or_else(|| Error::UnknownStage {

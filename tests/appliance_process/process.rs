@@ -106,6 +106,12 @@ impl Running {
         stats
     }
 
+    /// What it says until it ends by itself, and its exit code.
+    pub(crate) fn ended(&mut self) -> (Vec<String>, Option<i32>) {
+        let said = self.lines.by_ref().map(Result::unwrap).collect();
+        (said, self.child.wait().unwrap().code())
+    }
+
     /// As `kill -9` does, wherever it is.
     pub(crate) fn kill(self) {
         drop(self);
