@@ -8,18 +8,16 @@ mod process;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
-use process::{FILE, Place, Running, example};
+use process::{FILE, Place, Running, example, scrape};
 use serde_json::{Value, json};
 use xdpkit::{AttachOptions, MonitorConfig, PacketMonitor, Stage as _};
 use xdpkit_lab::{
-    Namespace,
     bpffs::BpfFs,
     topology::{DsrL2, Pair},
     traffic::{HttpServer, http_get, ping},
@@ -337,19 +335,6 @@ backends = {{ '[{}]:9090' = 1, '[{}]:9090' = 1 }}
         assert_eq!(passed(function), packets(next), "{function} and {next}: {stats}");
     }
     assert_eq!(stats["packets"].as_u64().unwrap(), packets("edge"), "{stats}");
-}
-
-fn scrape(place: &Namespace, address: &str) -> String {
-    let address: SocketAddr = address.parse().unwrap();
-    place.run(|| {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(answer.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
-        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
-    })
 }
 
 #[test]

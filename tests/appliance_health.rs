@@ -9,16 +9,20 @@ mod process;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use common::{is_emulated, times};
-use process::{Place, Running};
+use process::{Place, Running, scrape};
 use serde_json::Value;
 use xdpkit_lab::{
     PacketSocket,
     bpffs::BpfFs,
-    topology::DsrL2,
+    topology::{DsrL2, Pair},
     traffic::{HttpServer, http_get},
     veth,
 };
@@ -214,4 +218,50 @@ fn a_nat_balancers_backend_that_does_not_answer_is_out_and_returns() {
     assert!(net.fetch(page, times(60, 60, 12)).iter().all(|got| *got > 0), "it serves again");
     let stats: Value = appliance.stop();
     assert!(stats["functions"]["translated"]["packets"].as_u64().unwrap() > 0);
+}
+
+/// What a check finds out while a reload is at work changes no weight that the reload has just taken away.
+#[test]
+fn a_backend_that_was_taken_out_does_not_come_back_by_its_check() {
+    let lab = Pair::new().unwrap();
+    lab.server.set_up("lo").unwrap();
+    let place = Place::new("flapping");
+    // Another chain each time: building it takes a while.
+    let file = |chain: &str, backends: &str| {
+        format!(
+            "[interface.eth0]\nchain = [{chain}]\n[monitor.watch]\n[firewall.edge]\n[nat_balancer.web]\n\
+             [[nat_balancer.web.service]]\naddress = 'tcp/10.0.0.1:80'\nbackends = {{ {backends} }}\n\
+             health = {{ interval = 0.001, timeout = 1, rise = 1, fall = 1 }}\n"
+        )
+    };
+    let with = file("'watch', 'edge', 'web'", "'10.0.0.2:9090' = 1");
+    let without = file("'edge', 'watch', 'web'", "");
+    place.write(&without);
+    let mut appliance = Running::start(&lab.server, &place.file(), &["--metrics", "127.0.0.1:9108"]);
+    appliance.expect("metrics");
+    appliance.expect("ready");
+    // It is up and down all the time.
+    let stop = Arc::new(AtomicBool::new(false));
+    let flapping = lab.client.spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                let listening = std::net::TcpListener::bind("10.0.0.2:9090").unwrap();
+                std::thread::sleep(Duration::from_millis(10));
+                drop(listening);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+    for round in 0..times(10, 100, 2) {
+        place.write(&with);
+        appliance.reload_past_health();
+        place.write(&without);
+        appliance.reload_past_health();
+        let metrics = scrape(&lab.server, "127.0.0.1:9108");
+        assert!(!metrics.contains("backend=\"10.0.0.2:9090\""), "round {round}: {metrics}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    flapping.join().unwrap();
+    appliance.kill();
 }

@@ -125,9 +125,24 @@ struct Known {
     weight: u32,
     health: Health,
     balancer: Balancer,
+    /// Its health has changed, and its weight has not yet.
+    owed: bool,
 }
 
-type Backends = BTreeMap<Watched, Known>;
+impl Known {
+    /// A backend that is down has no weight.
+    fn set_weight(&mut self, watched: &Watched) -> xdpkit::Result<()> {
+        self.owed = false;
+        self.balancer.set_weight(watched, if self.health == Health::Down { 0 } else { self.weight })
+    }
+}
+
+#[derive(Default)]
+struct Backends {
+    known: BTreeMap<Watched, Known>,
+    /// Another plan is coming into force, and these are the old one's: they are owed their weights.
+    changing: bool,
+}
 
 /// All checks of an appliance.
 pub(crate) struct Watch {
@@ -142,7 +157,7 @@ impl Still<'_> {
     /// Whether a backend is to get no new connections for now: it is down, or an earlier process has left it without weight
     /// and no probe has answered yet.
     pub(crate) fn holds_back(&self, watched: &Watched, present: Option<u32>) -> bool {
-        match self.0.get(watched).map(|known| known.health) {
+        match self.0.known.get(watched).map(|known| known.health) {
             Some(Health::Up) => false,
             Some(Health::Down) => true,
             Some(Health::Unknown) | None => present == Some(0),
@@ -156,34 +171,47 @@ fn lock(backends: &Mutex<Backends>) -> MutexGuard<'_, Backends> {
 
 impl Watch {
     pub(crate) fn new(output: Output) -> Self {
-        let backends = Arc::new(Mutex::new(Backends::new()));
+        let backends = Arc::new(Mutex::new(Backends::default()));
         let following = Arc::clone(&backends);
         Self { backends, checks: HealthChecks::new(move |change| follow(&following, &change, output)) }
     }
 
+    /// From now until [`Watch::set`], health is noted and changes no weight.
     pub(crate) fn still(&self) -> Still<'_> {
-        Still(lock(&self.backends))
+        let mut backends = lock(&self.backends);
+        backends.changing = true;
+        Still(backends)
+    }
+
+    /// Ends that without another plan: what there is goes on.
+    pub(crate) fn go_on(&self) {
+        lock(&self.backends).changing = false;
     }
 
     /// Whether a backend answers, of those of which it is known.
     pub(crate) fn known(&self) -> Vec<(Watched, bool)> {
         let backends = lock(&self.backends);
-        let known = backends.iter().filter(|(_, known)| known.health != Health::Unknown);
+        let known = backends.known.iter().filter(|(_, known)| known.health != Health::Unknown);
         known.map(|(watched, known)| (watched.clone(), known.health == Health::Up)).collect()
     }
 
     /// Begins the checks that are wanted, and ends the others.
     pub(crate) fn set(&self, wanted: Vec<Wanted>) -> Result<(), Box<dyn std::error::Error>> {
-        let mut known = Backends::new();
+        let mut known = BTreeMap::new();
         let mut checks = Vec::new();
         let mut present = lock(&self.backends);
         for entry in wanted {
             let check = entry.health.check(entry.target, entry.source)?;
-            let health = present.get(&entry.watched).map_or(Health::Unknown, |known| known.health);
+            let before = present.known.get(&entry.watched);
+            let health = before.map_or(Health::Unknown, |known| known.health);
+            let owed = before.is_some_and(|known| known.owed);
             checks.push((entry.watched.clone(), check));
-            known.insert(entry.watched, Known { weight: entry.weight, health, balancer: entry.balancer });
+            known.insert(entry.watched, Known { weight: entry.weight, health, balancer: entry.balancer, owed });
         }
-        *present = known;
+        *present = Backends { known, changing: false };
+        for (watched, known) in present.known.iter_mut().filter(|(_, known)| known.owed) {
+            known.set_weight(watched)?;
+        }
         // Checks that end are waited for, and they may wait for this lock.
         drop(present);
         let running: BTreeMap<_, _> = self.checks.iter().map(|(watched, check, _)| (watched, check)).collect();
@@ -202,10 +230,12 @@ impl Watch {
 /// What a change means: weight or none.
 fn follow(backends: &Mutex<Backends>, change: &HealthChange<Watched>, output: Output) {
     let mut backends = lock(backends);
-    let Some(known) = backends.get_mut(&change.key) else { return };
+    let changing = backends.changing;
+    let Some(known) = backends.known.get_mut(&change.key) else { return };
     known.health = change.health;
-    let weight = if change.health == Health::Down { 0 } else { known.weight };
-    let problem = match known.balancer.set_weight(&change.key, weight) {
+    known.owed = true;
+    let set = if changing { Ok(()) } else { known.set_weight(&change.key) };
+    let problem = match set {
         Ok(()) => change.problem.clone(),
         Err(error) => Some(error.to_string()),
     };

@@ -218,7 +218,10 @@ impl Appliance {
         (self.plan, self.lasts) = old;
         match self.bring_to_plan() {
             Ok(()) => Err(error),
-            Err(other) => Err(format!("{error}; and not all went back to what was before: {other}").into()),
+            Err(other) => {
+                self.watch.go_on();
+                Err(format!("{error}; and not all went back to what was before: {other}").into())
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Lines},
+    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -44,6 +45,20 @@ pub(crate) fn example() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// The metrics, as they are scraped.
+pub(crate) fn scrape(place: &Namespace, address: &str) -> String {
+    let address: SocketAddr = address.parse().unwrap();
+    place.run(|| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("Content-Type: application/openmetrics-text; version=1.0.0"), "{answer}");
+        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    })
 }
 
 /// A running appliance, and what it says.
@@ -93,6 +108,18 @@ impl Running {
             }
             Some("reload_refused") => Err(line["error"].as_str().unwrap().to_owned()),
             _ => panic!("{line}"),
+        }
+    }
+
+    /// A reload that goes well, with changes of health before and after it.
+    pub(crate) fn reload_past_health(&mut self) {
+        self.signal("HUP");
+        for wanted in ["reloaded", "ready"] {
+            while let line = self.lines.next().expect("it goes on").unwrap()
+                && !line.contains(&format!("\"event\":\"{wanted}\""))
+            {
+                assert!(line.contains("\"event\":\"health\""), "{line}");
+            }
         }
     }
 
