@@ -310,6 +310,9 @@ int nat_balancer(struct xdp_md *ctx)
 		guessed = false;
 	}
 
+	/* Its place may have been given to another connection after it was found, and before its word was read. */
+	if (kind == NAT_SEGMENT && !nat_is_of_packet(number, from_backend))
+		return nat_done(ctx, job, REASON_CONNECTION_RACE, XDP_DROP);
 	backend = guessed ? nat_guessed_backend(&job->wish) : nat_known_backend(&job->wish, r);
 	if (!backend || backend->flags & BACKEND_KILLED) {
 		/* By the word that it has now, if it is still the same connection: this packet may have been noted as its last. */

@@ -216,6 +216,26 @@ static __always_inline __u64 nat_find_backend(const struct nat_settings *s, stru
 	return (__u64)place + 1;
 }
 
+/* Whether a record is of the connection of the packet at hand: as it was found, but after its word was read. */
+__attribute__((noinline, weak)) int nat_is_of_packet(__u32 record, __u32 from_backend)
+{
+	struct nat_connection *r = bpf_map_lookup_elem(&connections, &record);
+	struct nat_job *job = nat_job();
+	struct nat_tuple *q;
+
+	if (!r || !job)
+		return false;
+	q = &job->packet;
+	if (!from_backend)
+		return nat_is_of_client(r, q->source, q->source_port, job->wish.service);
+	if (!nat_is_of_backend(r, q->source, q->source_port, q->protocol))
+		return false;
+	if (nat_flags(NAT_ONCE(r->word)) & NAT_KEPT_SOURCE)
+		return r->client[0] == q->destination[0] && r->client[1] == q->destination[1] &&
+		       r->client_port == q->destination_port;
+	return r->port == q->destination_port && r->address == job->vip;
+}
+
 /*
  * The same where a service was added whose port a connection was given before: the backend goes on with it. Packets of the
  * service's own clients are found before.
