@@ -33,6 +33,9 @@ use crate::{
 /// A service by its number in [`SERVICES`], and a client.
 type Key = (usize, SocketAddr);
 
+/// Addresses, protocol and identification.
+type Datagram = (IpAddr, IpAddr, u8, u32);
+
 pub(crate) struct World {
     pub(crate) bench: Bench,
     mode: NatMode,
@@ -40,8 +43,8 @@ pub(crate) struct World {
     connections: HashMap<Key, Model>,
     /// By the backend, the protocol, and what the backend takes for the client.
     answers: HashMap<(SocketAddr, u8, SocketAddr), Key>,
-    /// Where first fragments went, by addresses, protocol and identification; whether it was a backend's. To the host: none.
-    fragments: HashMap<(IpAddr, IpAddr, u8, u32), Option<(Key, bool)>>,
+    /// Where first fragments went; whether it was a backend's. To the host: none.
+    fragments: HashMap<Datagram, Option<(Key, bool)>>,
     window: u32,
 }
 
