@@ -304,13 +304,13 @@ int dsr_balancer(struct xdp_md *ctx)
 			state->no_backend += !c.t.backend && c.reason == REASON_NO_BACKEND;
 		}
 	}
+	if (c.flags & CHOICE_FIRST && (c.t.backend || c.action == XDP_PASS))
+		fragment_remember(ctx, c.t.backend ? c.t.backend : FRAGMENT_HOST, c.t.service);
 	if (!c.t.backend) {
 		v.packed = verdict(c.reason, c.action);
 		goto end;
 	}
 	if (c.flags & CHOICE_REST) {
-		if (c.flags & CHOICE_FIRST)
-			fragment_remember(ctx, c.t.backend, c.t.service);
 		/* Once more: what was parsed is not kept across calls. */
 		if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4) {
 			v.packed = verdict(REASON_NO_ROOM, XDP_DROP);

@@ -76,3 +76,24 @@ fn an_adopted_balancer_goes_on_where_the_last_one_ended() {
     balancer.remove_service(service).unwrap();
     assert_eq!(balancer.services().unwrap().len(), 1);
 }
+
+#[test]
+fn what_no_service_tells_of_outlives_the_process_too() {
+    let host = Host::new();
+    let bpffs = BpfFs::new().unwrap();
+    // The size of tables has to be the same on all balancers that share flows: the nearest other one will not do.
+    let config = DsrConfig::default().services(2).flows(64).check_on_link(false);
+    let service = "tcp/192.168.178.100:80".parse().unwrap();
+    {
+        let balancer = DsrBalancer::load(&config).unwrap();
+        drop(host.ns.run(|| balancer.attach(&AttachOptions::new("eth0").pin(bpffs.path()))).unwrap());
+    }
+    let balancer = host.ns.run(|| DsrBalancer::load_or_adopt(bpffs.path(), &config)).unwrap();
+    let elsewhere = "203.0.113.11".parse().unwrap();
+    host.ns.run(|| balancer.insert_service(service, DsrService::l2(), [(elsewhere, 1)])).unwrap();
+    assert_eq!(balancer.service(service).unwrap().slots, 65_537);
+    drop(balancer);
+    let other = config.clone().table_size(65_539);
+    let error = host.ns.run(|| DsrBalancer::load_or_adopt(bpffs.path(), &other)).unwrap_err().to_string();
+    assert!(error.contains("table_size"), "{error}");
+}

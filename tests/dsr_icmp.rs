@@ -138,6 +138,46 @@ fn l21_fragments_follow_the_first_one() {
     }
 }
 
+/// L23: what is not for a service goes on untouched, in one piece or in several.
+#[test]
+fn l23_fragments_of_no_service_go_where_their_first_one_went() {
+    let host = Host::new();
+    let b = host.balancer(&config());
+    for family6 in [false, true] {
+        b.service(&service_text("udp", family6, "53"), DsrService::l2(), &neighbours(family6, &[11]));
+        let from = SocketAddr::new(client(family6, 1), 6000);
+        let datagram = |port, number| {
+            Frame::udp(from, SocketAddr::new(vip(family6), port)).payload(&[9; 3000]).identification(number)
+        };
+        let parts = |frame| arriving(&host, frame).fragments(1000);
+        let go = |part: &Vec<u8>| {
+            let (action, reason, out) = b.run(part);
+            assert!(action != Action::Pass || out == *part, "untouched");
+            (action, reason)
+        };
+        let parts_of_none = parts(datagram(4500, 7));
+        assert_eq!(go(&parts_of_none[1]), (Action::Drop, Reason::FragmentUnknown), "before the first one");
+        for part in &parts_of_none {
+            assert_eq!(go(part), (Action::Pass, Reason::NoService));
+        }
+        // An identification that comes again is another datagram's.
+        for part in &parts(datagram(53, 7)) {
+            assert_eq!(go(part), (Action::Tx, Reason::Forwarded));
+        }
+        for part in &parts(datagram(4500, 7)) {
+            assert_eq!(go(part), (Action::Pass, Reason::NoService));
+        }
+        let first = &parts(datagram(0, 8))[..2];
+        assert_eq!(go(&first[0]), (Action::Drop, Reason::PortZero));
+        assert_eq!(go(&first[1]), (Action::Drop, Reason::FragmentUnknown));
+        // Other protocols are nobody's service, first fragment or not.
+        let esp = Frame::ip(from.ip(), vip(family6), 50).payload(&[9; 3000]).identification(9);
+        for part in parts(esp).iter().rev() {
+            assert_eq!(go(part), (Action::Pass, Reason::NoService));
+        }
+    }
+}
+
 #[test]
 fn l6_what_does_not_fit_the_tunnel_is_answered_with_the_size_that_does() {
     let host = Host::new();

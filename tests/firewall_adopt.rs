@@ -85,6 +85,30 @@ fn another_process_goes_on_with_all_of_it() {
 }
 
 #[test]
+fn a_new_rule_has_not_counted_what_a_removed_one_had_before_the_process_ended() {
+    let bpffs = BpfFs::new().unwrap();
+    for engine in ENGINES {
+        let pair = Pair::new().unwrap();
+        let directory = bpffs.path().join(format!("{engine:?}"));
+        let (old, new) = (on("192.0.2.0/24"), on("198.51.100.0/24"));
+        let firewall = load(engine);
+        drop(pair.server.run(|| firewall.attach(&AttachOptions::new("eth0").pin(&directory))).unwrap());
+        firewall.insert(old, Rule::deny()).unwrap();
+        for _ in 0..100 {
+            judge(&firewall, &packet("192.0.2.1", "10.0.0.1", "47"));
+        }
+        assert_eq!(firewall.get(old).unwrap().unwrap().count.packets, 100);
+        firewall.remove(old).unwrap();
+        drop(firewall);
+        let firewall = Firewall::adopt(&directory, "firewall").unwrap();
+        firewall.insert(new, Rule::deny()).unwrap();
+        judge(&firewall, &packet("198.51.100.1", "10.0.0.1", "47"));
+        assert_eq!(firewall.get(new).unwrap().unwrap().count.packets, 1, "{engine:?}");
+        xdpkit::remove_pins(&directory).unwrap();
+    }
+}
+
+#[test]
 fn a_list_that_was_dropped_long_ago_is_no_obstacle() {
     // Edits take the room that the first list had; nothing may lead there any more.
     let bpffs = BpfFs::new().unwrap();

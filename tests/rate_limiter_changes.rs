@@ -13,10 +13,14 @@ use common::{
     rate::{SYN, address, just, limiter, net, passed, tcp, udp},
     times,
 };
-use xdpkit::{Action, Error, Limit, Rate, RateLimiter, RateLimiterConfig, Reason, Scope, Stage as _, Tier};
+use xdpkit::{
+    Action, AttachOptions, Error, Limit, Rate, RateLimiter, RateLimiterConfig, Reason, Scope, Stage as _, Tier,
+};
 use xdpkit_lab::{
     bench::{Harness, random_v4},
+    bpffs::BpfFs,
     frame::Frame,
+    topology::Pair,
 };
 
 #[test]
@@ -108,6 +112,35 @@ fn a_full_list_of_tiers_refuses_by_name_and_keeps_what_it_had() {
     assert!(error.to_string().contains("70.0.0.0/8"), "{error}");
     assert!(limiter.tiers().replace_all(many(62)).is_err());
     assert_eq!(limiter.tiers().len(), 61);
+}
+
+#[test]
+fn as_many_tiers_as_there_may_be_are_replaced_and_adopted() {
+    // Scattered, so that each takes as much room as a prefix can.
+    let mut random = fastrand::Rng::with_seed(11);
+    let hosts4 = (0..1024_u32).map(|n| net(&format!("{}/32", std::net::Ipv4Addr::from(n << 22 | 0x2a_55aa)))).collect();
+    let hosts6 = (0..1024).map(|_| net(&format!("{}/128", std::net::Ipv6Addr::from(random.u128(..))))).collect();
+    let near6 = (0..1024).map(|_| net(&format!("2001:db8::{:x}:{:x}/128", random.u16(..), random.u16(..)))).collect();
+    let bpffs = BpfFs::new().unwrap();
+    let lists: [(&str, Vec<_>); 3] = [("v4", hosts4), ("v6", hosts6), ("near6", near6)];
+    for (name, prefixes) in lists {
+        let pair = Pair::new().unwrap();
+        let config = RateLimiterConfig::default().name(name).tiers(1024).limit(Scope::All, just(1));
+        let limiter = RateLimiter::load(&config).unwrap();
+        drop(pair.server.run(|| limiter.attach(&AttachOptions::new("eth0").pin(bpffs.path()))).unwrap());
+        for prefix in &prefixes {
+            limiter.tiers().insert(*prefix, Tier::Blocked).unwrap();
+        }
+        let list = || prefixes.iter().map(|prefix| (*prefix, Tier::Blocked));
+        drop(limiter);
+        let limiter = RateLimiter::adopt(bpffs.path(), name).unwrap();
+        assert_eq!(limiter.tiers().replace_all(list()).unwrap().changed, 0);
+        assert_eq!(limiter.tiers().replace_all(list()).unwrap().changed, 0);
+        for prefix in prefixes.iter().step_by(50) {
+            let frame = udp(&prefix.addr().to_string(), 53).build();
+            assert_eq!(judge(&limiter, &frame), (Action::Drop, Reason::Blocked), "{prefix}");
+        }
+    }
 }
 
 #[test]

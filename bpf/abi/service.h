@@ -137,6 +137,8 @@ struct balancer_settings {
 	__u64 next_identity;
 	__u32 probe_interface; /* health checks come in by it, and nothing else for a virtual address; 0: none */
 	__u32 probe_base;      /* a probe's source port, less this, is the number of the backend that it is for */
+	__u32 table_size;      /* only for Rust: slots of each service's table */
+	__u32 reserved;
 };
 
 #pragma clang diagnostic pop

@@ -12,7 +12,7 @@
 enum choice_flags {
 	CHOICE_OPENS = 1, /* a TCP SYN */
 	CHOICE_REST = 2,  /* by choose_for_rest() */
-	CHOICE_FIRST = 4, /* later fragments are to follow it */
+	CHOICE_FIRST = 4, /* later fragments are to follow it, to its backend or to the host */
 };
 
 /*
@@ -231,6 +231,13 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 		c->t.what |= TRANSIT_END;
 }
 
+/* Whether a later fragment's datagram can be for a service. Behind the fragment header, more of IPv6's may stand. */
+static __always_inline bool may_be_of_service(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP ||
+	       (p->network == NETWORK_IPV6 && is_extension(p->protocol));
+}
+
 /* What is neither a whole segment nor a whole datagram. Global: few packets need it. Weak: see parse.h. */
 __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct choice *c, __u32 vip)
 {
@@ -240,9 +247,11 @@ __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct c
 	if (!now || !c || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return 0;
 	c->flags = CHOICE_REST;
-	if (p.fragment == FRAGMENT_LATER) {
+	if (p.fragment == FRAGMENT_LATER && may_be_of_service(&p)) {
 		c->t.backend = fragment_find(&p, ctx, &c->t.service, &c->hash);
-		if (!c->t.backend)
+		if (c->t.backend == FRAGMENT_HOST)
+			choose(c, REASON_NO_SERVICE, XDP_PASS);
+		else if (!c->t.backend)
 			choose(c, REASON_FRAGMENT_UNKNOWN, XDP_DROP);
 		else
 			c->reason = REASON_FORWARDED;

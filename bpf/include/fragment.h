@@ -12,6 +12,8 @@
 #define FRAGMENT_TIME_SHIFT 32
 #define FRAGMENT_TIME_MASK 0xfffffff
 #define FRAGMENT_LIFE 1788
+/* In the place of a backend, whose numbers are below: the first one was for no service, and went to the host. */
+#define FRAGMENT_HOST 0xffff
 
 /* All may go, the oldest first. */
 static __always_inline __u64 fragment_rank(__u64 value, __u64 now)
@@ -92,13 +94,15 @@ static __always_inline __u32 fragment_recall(const struct packet *p, struct xdp_
 	return value;
 }
 
-/* The backend of a later fragment, 0 for none. */
+/* The backend of a later fragment, or FRAGMENT_HOST; 0 for none. */
 static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
 {
 	__u32 value = fragment_recall(p, ctx, hash), number = value & 0xffff;
 	struct backend *backend;
 
 	*service = value >> FRAGMENT_SERVICE_SHIFT;
+	if (number == FRAGMENT_HOST)
+		return number;
 	backend = bpf_map_lookup_elem(&backends, &number);
 	/* Killed meanwhile, or the number is another service's by now. */
 	if (!backend || backend->service != *service || (backend->flags & (BACKEND_USED | BACKEND_KILLED)) != BACKEND_USED)

@@ -188,6 +188,8 @@ pub(crate) struct BalancerSettings {
     pub(crate) next_identity: u64,
     pub(crate) probe_interface: u32,
     pub(crate) probe_base: u32,
+    pub(crate) table_size: u32,
+    pub(crate) reserved: u32,
 }
 assert_same_layout!(
     BalancerSettings,
@@ -199,5 +201,6 @@ assert_same_layout!(
     answers_per_tick,
     next_identity,
     probe_interface,
-    probe_base
+    probe_base,
+    table_size
 );

@@ -64,10 +64,6 @@ impl Slots {
         Mapping::new(core.map("slots")).map(Self)
     }
 
-    pub(crate) fn lines(&self) -> u32 {
-        (self.0.as_ref().len() / SLOT_LINE_WORDS) as u32
-    }
-
     /// `count` slots that start at a line.
     pub(crate) fn range(&self, first_line: u32, count: u32) -> &[AtomicU32] {
         let start = first_line as usize * SLOT_LINE_WORDS;

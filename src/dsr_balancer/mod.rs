@@ -132,8 +132,9 @@ impl DsrBalancer {
         match Self::adopt(directory, &config.name) {
             Err(Error::PinMissing { .. }) => Self::load(config),
             answer => {
-                let adopted = answer?;
+                let mut adopted = answer?;
                 adopted.was_made_with(directory, config)?;
+                adopted.check_on_link = config.check_on_link;
                 Ok(adopted)
             }
         }

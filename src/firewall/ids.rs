@@ -46,6 +46,13 @@ impl Ids {
         }
     }
 
+    /// Lets go of a number unless somebody uses it: nobody knows what became of it.
+    pub(super) fn retire(&mut self, id: u32) {
+        if self.uses[id as usize] == 0 {
+            self.remove(id, 0, 0);
+        }
+    }
+
     /// Whether the record of a number may be written: it has none, and no packet can be reading an earlier one.
     pub(super) fn has_free_record(&self, id: u32) -> bool {
         self.uses[id as usize] & (RECORD | RECORD << 1 | QUARANTINE) == 0

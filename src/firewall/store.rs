@@ -132,6 +132,11 @@ impl Records {
         self.set_flags(id, self.flags(id) & !(LIST << list));
     }
 
+    /// Whether the record was ever written: every rule has a counter.
+    pub(super) fn was_used(&self, id: u32) -> bool {
+        self.0.as_ref()[Self::start(id) + offset_of!(Record, counter) / 4].load(Ordering::Relaxed) != 0
+    }
+
     pub(super) fn source_length(&self, id: u32) -> u8 {
         let word = self.0.as_ref()[Self::start(id) + offset_of!(Record, source_length) / 4].load(Ordering::Relaxed);
         word.to_le_bytes()[offset_of!(Record, source_length) % 4]

@@ -32,6 +32,9 @@ use crate::{
 /// The class of sources that no tier is about.
 pub(super) const NO_TIER: usize = 0;
 
+/// Of both families, of the tiers in force and of those that are built beside them.
+const ROOTS: u32 = 4;
+
 /// All that limits are made of.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -169,7 +172,7 @@ impl Book {
             let slot = plan.slot_of(*scope).or_else(|| plan.scopes.iter().position(Option::is_none));
             plan.scopes[slot.expect("as many as there may be")] = Some((*scope, *limit));
         }
-        let mut table = Table::new(Mapping::new(core.map("lpm_lines"))?);
+        let mut table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
         let roots = build(core, &mut table, &[])?;
         plan.policy.roots = [roots.0.line(), roots.1.line()];
         let mut book = Self::over(core, plan, table, roots)?;
@@ -195,7 +198,7 @@ impl Book {
             events: u32::try_from(read::<Record>(&records, RECORD_EVENTS).amount[0]).unwrap_or(0),
         };
         let roots = (Root::at(policy.roots[0]), Root::at(policy.roots[1]));
-        let mut table = Table::new(Mapping::new(core.map("lpm_lines"))?);
+        let mut table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
         let broken = |error| core.map("lpm_lines").error("take it over", io::Error::other(error));
         table.adopt(roots.0).map_err(broken)?;
         table.adopt(roots.1).map_err(broken)?;
@@ -205,7 +208,11 @@ impl Book {
         // A change may have been half done: what the records say is built anew.
         let tiers: Vec<_> = book.tiers.iter().map(|(net, (class, _))| (*net, *class)).collect();
         let plan = book.plan.clone();
-        book.put_tiers(core, plan, &tiers)?;
+        match book.put_tiers(core, plan.clone(), &tiers) {
+            // No room for both: the old table is right but for a change that was cut short.
+            Err(Error::Full { .. }) => book.put(core, plan)?,
+            done => done?,
+        }
         Ok(book)
     }
 

@@ -13,9 +13,11 @@ use crate::{
 #[allow(unused_imports, reason = "for links in the documentation")]
 use super::RateLimiter;
 
-/// Lines for the roots of the tiers in force and of those that are built aside, and what a prefix takes on average.
+/// Lines for the roots of the tiers in force and of those that are built aside; and what a prefix takes in both on
+/// average, in the worst lists that we know: hosts scattered over all addresses take two each, and as much again in the
+/// other list.
 const LINES_OF_ROOTS: u32 = 16_384;
-const LINES_A_TIER: u32 = 3;
+const LINES_A_TIER: u32 = 5;
 /// What the program can count, 2^30 ns a step.
 const PROTECT_MAX: Duration = Duration::from_secs(1000);
 
@@ -85,7 +87,7 @@ pub struct RateLimiterConfig {
     /// Bans that there can be, whoever has set them; 65,536 by default, at most 2^24. 32 bytes each are taken at once. A
     /// ban that finds no place is not set, and counted: the source is limited as before.
     pub bans: u32,
-    /// Prefixes with a tier that there can be, of both families together; 1,024 by default, at most 2^24. 240 bytes each
+    /// Prefixes with a tier that there can be, of both families together; 1,024 by default, at most 2^24. 368 bytes each
     /// are taken at once.
     pub tiers: u32,
     /// What happens to packets deeper than the parser looks: more than two VLAN tags or eight IPv6 extension headers, or

@@ -73,7 +73,8 @@ pub(crate) struct Verdict {
 
 pub(crate) struct Model {
     pub(crate) services: Vec<Service>,
-    fragments: HashMap<(IpAddr, IpAddr, u8, u32), (usize, Identity)>,
+    /// Where first fragments went; `None`: to the host.
+    fragments: HashMap<(IpAddr, IpAddr, u8, u32), Option<(usize, Identity)>>,
     table_size: u32,
     seed: u64,
     identities: u32,
@@ -159,8 +160,10 @@ impl Model {
             What::Malformed(reason) => no(Action::Drop, reason),
             What::Other => no(Action::Pass, Reason::NoService),
             What::Echo => no(Action::Tx, Reason::EchoAnswered),
+            What::Later { protocol } if !may_be_of_service(vip, protocol) => no(Action::Pass, Reason::NoService),
             What::Later { protocol } => match self.fragments.get(&(source, vip, protocol, identification)) {
-                Some((service, identity)) if !self.services[*service].killed.contains(identity) => {
+                Some(None) => no(Action::Pass, Reason::NoService),
+                Some(Some((service, identity))) if !self.services[*service].killed.contains(identity) => {
                     forward(*service, Some(*identity), Reason::Forwarded, None)
                 }
                 _ => no(Action::Drop, Reason::FragmentUnknown),
@@ -176,17 +179,19 @@ impl Model {
             What::Flow { client_port, port, flags, first } => {
                 let protocol = if flags.is_some() { 6 } else { 17 };
                 let Some(service) = self.find(protocol, vip, port) else {
-                    return if port == 0 {
-                        no(Action::Drop, Reason::PortZero)
-                    } else {
-                        no(Action::Pass, Reason::NoService)
-                    };
+                    if port == 0 {
+                        return no(Action::Drop, Reason::PortZero);
+                    }
+                    if first {
+                        self.fragments.insert((source, vip, protocol, identification), None);
+                    }
+                    return no(Action::Pass, Reason::NoService);
                 };
                 let client = SocketAddr::new(source, client_port);
                 let (slot, hash) = self.slot(service, client, port);
                 let identity = self.services[service].transit(slot, client, port, flags, false);
                 if let (true, Some(identity)) = (first, identity) {
-                    self.fragments.insert((source, vip, protocol, identification), (service, identity));
+                    self.fragments.insert((source, vip, protocol, identification), Some((service, identity)));
                 }
                 forward(service, identity, Reason::Forwarded, Some(hash))
             }
@@ -247,6 +252,11 @@ impl Service {
         }
         identity
     }
+}
+
+/// Whether a later fragment's datagram can be TCP or UDP. Behind IPv6's fragment header, other extensions may stand.
+fn may_be_of_service(vip: IpAddr, protocol: u8) -> bool {
+    matches!(protocol, 6 | 17) || vip.is_ipv6() && matches!(protocol, 0 | 43 | 44 | 51 | 60)
 }
 
 fn mix(mut x: u64) -> u64 {

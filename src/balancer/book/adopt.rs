@@ -3,7 +3,7 @@
 use super::{Book, Entry, Member, SlotRule, Target};
 use crate::{
     Result,
-    abi::service::{BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, SERVICE_USED, SLOT_LINE_WORDS},
+    abi::service::{BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, SERVICE_USED},
     balancer::{BackendState, ServiceAddr, ServiceProtocol, index::Key},
     stage::StageCore,
 };
@@ -12,13 +12,8 @@ impl<R: SlotRule> Book<R> {
     /// Reads the records, and brings indices and slots to what they say: what was begun is finished.
     pub(crate) fn adopt(core: &StageCore, rule: R) -> Result<Self> {
         let mut book = Self::open(core, rule, 0)?;
-        let per_service = book.slots.lines() / (book.services.len() - 1).max(1);
+        book.table_size = book.settings.read(0).table_size;
         book.read_services();
-        // The size stands in every service; without any, the largest prime that there is room for.
-        let slots = per_service * SLOT_LINE_WORDS as u32;
-        let known = book.entries.values().next().map(|entry| entry.record.slots);
-        book.table_size = known
-            .unwrap_or_else(|| (0..=slots).rev().find(|size| crate::maglev::check_size(*size).is_ok()).unwrap_or(3));
         let left = book.read_backends();
         book.forget(core, &left)?;
         book.repair_indices();

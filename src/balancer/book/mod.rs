@@ -117,6 +117,8 @@ impl BookConfig {
             probe_interface: 0,
             // Above the ports that Linux gives to connections, where all backends find room there.
             probe_base: (65_535 - self.backends).min(61_000),
+            table_size: self.table_size,
+            reserved: 0,
         }
     }
 }
@@ -255,10 +257,7 @@ impl<R: SlotRule> Book<R> {
     pub(crate) fn was_made_with(&self, core: &StageCore, directory: &Path, config: &BookConfig) -> Result<()> {
         core.was_made_with(directory, "services", core.entries("services") - 1, config.services)?;
         core.was_made_with(directory, "backends", core.entries("backends") - 1, config.backends)?;
-        // Rounded up to whole lines.
-        let slots = |lines: u32| lines / config.services.max(1) * SLOT_LINE_WORDS as u32;
-        let wanted = slots(config.services * lines_of(config.table_size));
-        core.was_made_with(directory, "table_size", slots(core.entries("slots")), wanted)?;
+        core.was_made_with(directory, "table_size", self.table_size, config.table_size)?;
         let found = self.settings.read(0);
         if found.seed != config.seed {
             // It is a secret.

@@ -44,7 +44,18 @@ impl Book {
             true => book.adopt_list(core, other, found)?,
             false => book.abandon_list(core, other, found)?,
         }
+        book.begin_counters_anew();
         Ok(book)
+    }
+
+    /// Numbers that had rules once go by way of the quarantine: the earlier process may not have come to that, and what
+    /// their counters say is not the next rule's.
+    fn begin_counters_anew(&mut self) {
+        for id in 1..self.records.len() {
+            if self.records.was_used(id) {
+                self.ids.retire(id);
+            }
+        }
     }
 
     /// The rules of a list, in the order in which they are asked.
