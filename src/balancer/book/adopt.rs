@@ -17,6 +17,7 @@ impl<R: SlotRule> Book<R> {
         let left = book.read_backends();
         book.forget(core, &left)?;
         book.repair_indices();
+        book.addresses.keys().for_each(|address| book.set_echo_service(*address));
         let services: Vec<ServiceAddr> = book.entries.keys().copied().collect();
         for service in services {
             book.rebuild(&service)?;
@@ -127,6 +128,22 @@ mod tests {
         fn holds(&self, _id: u16, _record: &Backend, _slots: &mut dyn Iterator<Item = (u32, u32)>) -> bool {
             false
         }
+    }
+
+    #[test]
+    fn echo_requests_do_not_go_by_a_service_that_was_half_removed() {
+        let balancer = DsrBalancer::load(&DsrConfig::default()).expect("needs root");
+        let core = balancer.core();
+        let mut book = Book::adopt(core, AtOnce).unwrap();
+        let record = bytemuck::Zeroable::zeroed();
+        for text in ["tcp/10.0.0.100:80", "tcp/10.0.0.100:81"] {
+            book.insert_service(core, text.parse().unwrap(), record, &[]).unwrap();
+        }
+        let echo = |book: &Book<AtOnce>| book.vips.read(1).echo;
+        assert_eq!(echo(&book), 1);
+        // Its process dies over it.
+        book.services.set(1, std::mem::offset_of!(crate::abi::service::Service, flags), 0);
+        assert_eq!(echo(&Book::adopt(core, AtOnce).unwrap()), 2);
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl<R: SlotRule> Book<R> {
     }
 
     /// Echo requests go by the first service of their address.
-    fn set_echo_service(&self, address: IpAddr) {
+    pub(super) fn set_echo_service(&self, address: IpAddr) {
         let Some(vip) = self.addresses.get(&address) else { return };
         let first = self.entries.iter().find(|(service, _)| service.address == address);
         let number = first.map_or(0, |(_, entry)| entry.number);
