@@ -223,3 +223,16 @@ fn lists_of_the_same_size_fit_after_any_number_of_edits() {
         }
     }
 }
+
+#[test]
+fn times_without_end_are_taken() {
+    let firewall = load(Engine::Trie);
+    let frame = packet("10.0.0.1", "192.0.2.1", "udp/53");
+    firewall.insert(on("10.0.0.0/8"), Rule::deny().expires_in(Duration::MAX)).unwrap();
+    assert_eq!(judge(&firewall, &frame), DENIED);
+    let pending = firewall.replace_all_unless_confirmed([(on("10.0.0.1"), Rule::allow())], Duration::MAX).unwrap();
+    assert_eq!(judge(&firewall, &frame), ALLOWED);
+    assert!(pending.remaining().unwrap() > Duration::from_secs(60));
+    pending.roll_back().unwrap();
+    assert_eq!(judge(&firewall, &frame), DENIED);
+}

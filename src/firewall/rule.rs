@@ -68,7 +68,7 @@ impl Rule {
     /// Ends the rule after a time that begins now. The program sees to it, to 10 ms, whether a process lives or not.
     #[must_use]
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
-        self.expires_at = Some(sys::monotonic() + lifetime);
+        self.expires_at = Some(sys::monotonic().saturating_add(lifetime));
         self
     }
 

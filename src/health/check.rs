@@ -4,6 +4,9 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use crate::{Error, Result};
 
+/// The time when a probe ends can be told.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Whether a backend answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Health {
@@ -51,7 +54,7 @@ pub struct HealthCheck {
     pub probe: Probe,
     /// From the end of a probe to the next one; 2 s by default.
     pub interval: Duration,
-    /// For a whole probe; 1 s by default.
+    /// For a whole probe; 1 s by default, at most a day.
     pub timeout: Duration,
     /// Probes in a row that have to succeed before a backend that was down is up; 2 by default. At the beginning, one
     /// is enough.
@@ -138,8 +141,8 @@ impl HealthCheck {
     /// [`Error::Invalid`].
     pub fn validate(&self) -> Result<()> {
         let invalid = |what, value: String, expected| Err(Error::Invalid { what, value, expected });
-        if self.timeout.is_zero() {
-            return invalid("timeout of a health check", format!("{:?}", self.timeout), "more than 0");
+        if self.timeout.is_zero() || self.timeout > TIMEOUT_MAX {
+            return invalid("timeout of a health check", format!("{:?}", self.timeout), "more than 0, at most a day");
         }
         for (what, count) in [("rise of a health check", self.rise), ("fall of a health check", self.fall)] {
             if count == 0 {
@@ -244,6 +247,7 @@ mod tests {
         let target = "192.0.2.1:80".parse().unwrap();
         for (check, message) in [
             (HealthCheck::tcp(target).timeout(Duration::ZERO), "timeout of a health check `0ns`: expected more than 0"),
+            (HealthCheck::tcp(target).timeout(Duration::MAX), "expected more than 0, at most a day"),
             (HealthCheck::tcp(target).thresholds(0, 3), "rise of a health check `0`: expected at least 1"),
             (HealthCheck::tcp(target).thresholds(2, 0), "fall of a health check `0`: expected at least 1"),
             (

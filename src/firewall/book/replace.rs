@@ -66,7 +66,7 @@ impl Book {
                 self.drop_list(core, old);
             }
             Some(timeout) => {
-                self.settings.publish_until(new, sys::monotonic() + timeout);
+                self.settings.publish_until(new, sys::monotonic().saturating_add(timeout));
                 self.pending = true;
             }
         }
