@@ -71,10 +71,13 @@ pub(crate) struct Verdict {
     pub(crate) hash: Option<u32>,
 }
 
+/// What all fragments of one have in common: source, destination, protocol, identification.
+type Datagram = (IpAddr, IpAddr, u8, u32);
+
 pub(crate) struct Model {
     pub(crate) services: Vec<Service>,
     /// Where first fragments went; `None`: to the host.
-    fragments: HashMap<(IpAddr, IpAddr, u8, u32), Option<(usize, Identity)>>,
+    fragments: HashMap<Datagram, Option<(usize, Identity)>>,
     table_size: u32,
     seed: u64,
     identities: u32,
