@@ -37,6 +37,7 @@ struct Held<'n> {
 impl<'n> Held<'n> {
     fn new(net: &'n Net, family6: bool, connections: usize) -> Self {
         let address = SocketAddr::new(Net::vip(family6), 80);
+        net.introduce();
         let echoes = net.backends.iter().map(|ns| TcpEcho::start(ns, address).unwrap()).collect();
         let mut held = Self { net, address, streams: Vec::new(), echoes };
         assert_eq!(held.open(connections), connections);

@@ -27,6 +27,7 @@ fn config() -> DsrConfig {
 fn pages_come_from_all_backends_by_their_weights_and_past_the_balancer() {
     for way in WAYS {
         let net = Net::new(way, 3, &config());
+        net.introduce();
         for family6 in [false, true] {
             let service = net.serve(80, family6, &[(0, 1), (1, 2), (2, 1)]);
             let _pages = net.pages(family6);

@@ -54,10 +54,14 @@ fn the_readme_runs_in_a_crate_outside() {
         assert!(ten_lines().contains("fn main()"), "README shows a whole program");
         return;
     }
-    let scratch = env::temp_dir().join(format!("xdpkit-outside-{}", std::process::id()));
+    // Cargo builds there what it has not built for the workspace already.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let profiles = &workspace[workspace.find("[profile.dev]").expect("the workspace has a profile")..];
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside");
     let _ = fs::remove_dir_all(&scratch);
     fs::create_dir_all(&scratch).unwrap();
-    let target = scratch.join("package-target");
+    let packages = scratch.join("package-target");
     cargo(
         root(),
         &[
@@ -68,30 +72,30 @@ fn the_readme_runs_in_a_crate_outside() {
             "--no-verify",
             "--offline",
             "--target-dir",
-            target.to_str().unwrap(),
+            packages.to_str().unwrap(),
         ],
     );
-    let packed = find_crate(&target.join("package"));
+    let packed = find_crate(&packages.join("package"));
+    // As files of now: those in a package are all as old, and what was built of an earlier one would do.
     let unpacked =
-        Command::new("tar").args(["-xzf", packed.to_str().unwrap(), "-C", scratch.to_str().unwrap()]).status();
+        Command::new("tar").args(["-xmzf", packed.to_str().unwrap(), "-C", scratch.to_str().unwrap()]).status();
     assert!(unpacked.unwrap().success());
     let source = scratch.join(packed.file_stem().unwrap());
     let pair = Pair::new().unwrap();
-    for (name, path) in [("by-path", root()), ("packed", source.as_path())] {
+    for (name, path) in [("outside-by-path", root()), ("outside-packed", source.as_path())] {
         let crate_directory = scratch.join(name);
         fs::create_dir_all(crate_directory.join("src")).unwrap();
         let manifest = format!(
-            "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\nxdpkit = {{ path = \"{}\" }}\n",
+            "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\nxdpkit = {{ path = \"{}\" }}\n\n{profiles}",
             path.display()
         );
         fs::write(crate_directory.join("Cargo.toml"), manifest).unwrap();
         fs::copy(root().join("Cargo.lock"), crate_directory.join("Cargo.lock")).unwrap();
         fs::write(crate_directory.join("src/main.rs"), ten_lines()).unwrap();
-        cargo(&crate_directory, &["build", "--offline", "--target-dir", scratch.join("target").to_str().unwrap()]);
+        cargo(&crate_directory, &["build", "--offline", "--target-dir", target.to_str().unwrap()]);
         let lock = fs::read_to_string(crate_directory.join("Cargo.lock")).unwrap();
         assert!(!lock.contains("xdpkit-lab") && !lock.contains("criterion"), "nothing of the laboratory is needed");
-        let mut child =
-            pair.server.command(scratch.join("target/debug").join(name)).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = pair.server.command(target.join("debug").join(name)).stdout(Stdio::piped()).spawn().unwrap();
         let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

@@ -13,7 +13,7 @@ use xdpkit::{
 use xdpkit_lab::{
     Namespace,
     topology::{Addresses, DsrIpip, DsrL2},
-    traffic::{HttpServer, http_get},
+    traffic::{HttpServer, http_get, ping},
 };
 
 pub(crate) const VIP4: [u8; 4] = [192, 168, 178, 100];
@@ -94,6 +94,15 @@ impl Net {
             decaps,
             _attached: attached,
             _topology: topology,
+        }
+    }
+
+    /// Lets the balancer's host find out its neighbours now, where a test is about something else: the first packet to each
+    /// would be the host's, and lost, and TCP says it again only after a second.
+    pub(crate) fn introduce(&self) {
+        for address in self.backend_addrs.iter().flat_map(|host| host.both()) {
+            let report = ping(&self.balancer_ns, address, 1, Duration::ZERO, PATIENCE).unwrap();
+            assert_eq!(report.received, 1, "{address}");
         }
     }
 
