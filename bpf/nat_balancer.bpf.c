@@ -304,7 +304,10 @@ int nat_balancer(struct xdp_md *ctx)
 		if (!r)
 			return XDP_ABORTED;
 		word = NAT_ONCE(r->word);
-		/* Of two entries, among others as new, the second may have pushed out the first, and the connection with it. */
+		/*
+		 * Of two entries, among others as new, the second may have pushed out the first, and the connection with
+		 * it.
+		 */
 		if (!(nat_flags(word) & NAT_LIVE))
 			return nat_done(ctx, job, REASON_CONNECTIONS_FULL, XDP_DROP);
 		guessed = false;

@@ -4,13 +4,14 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use serde_json::Value;
-use xdpkit_lab::Namespace;
+use xdpkit_lab::{Namespace, topology::Pair, traffic::ping};
 
 /// A directory for the appliance's file.
 pub(crate) struct Place(pub(crate) PathBuf);
@@ -45,6 +46,11 @@ pub(crate) fn example() -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Whether an address of the pair's server answers a ping of its client.
+pub(crate) fn answers(lab: &Pair, to: IpAddr) -> bool {
+    ping(&lab.client, to, 1, Duration::ZERO, Duration::from_millis(500)).unwrap().received == 1
 }
 
 /// The metrics, as they are scraped.
