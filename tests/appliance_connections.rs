@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{is_emulated, times};
@@ -51,6 +51,7 @@ impl Net {
         }
         let direct = lab.vip.both().map(|vip| SocketAddr::new(vip, 7));
         let translated = lab.balancer_addr.both().map(|own| SocketAddr::new(own, 8080));
+        lab.backends.iter().for_each(|backend| backend.steer_flows("eth0").unwrap());
         Self { targets: [direct, translated].concat(), _servers: servers, lab }
     }
 
@@ -156,6 +157,7 @@ impl Clients {
             }
             sent
         });
+        // The backends first.
         let mut hosts = net.lab.backends.clone();
         hosts.extend([&net.lab.client, &net.lab.gateway, &net.lab.balancer].map(Namespace::clone));
         let clients = Self { stop, rounds, thread, seen, hosts };
@@ -176,7 +178,7 @@ impl Clients {
         }
     }
 
-    /// How many RSTs each host has sent: who answers what is not for it would break a connection.
+    /// How many RSTs each host has sent.
     fn resets(&self) -> Vec<(&str, u64)> {
         self.hosts.iter().map(|host| (host.name(), host.resets_sent().unwrap())).collect()
     }
@@ -202,11 +204,44 @@ impl Clients {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.nothing_denied_came();
+        // The client's last ACK of each connection came to the backend that waits for it.
+        let (backends, others) = self.hosts.split_at(self.seen.len());
+        for backend in backends {
+            let end = Instant::now() + patience();
+            while last_acks_awaited(backend) != 0 {
+                assert!(
+                    Instant::now() < end,
+                    "{}: {} last ACKs are missing",
+                    backend.name(),
+                    last_acks_awaited(backend)
+                );
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        // Where a FIN was sent again, it was acknowledged again, to a socket that may have gone by then.
+        let repeated = |host: &Namespace| host.segments_repeated().unwrap();
+        let allowed = |backend: &Namespace| repeated(backend) + others.iter().map(repeated).sum::<u64>();
         let resets = self.resets();
-        assert!(resets.iter().all(|(_, sent)| *sent == 0), "{resets:?}");
+        let unexpected = |host: &Namespace| host.resets_sent().unwrap();
+        assert!(others.iter().all(|host| unexpected(host) == 0), "{resets:?}");
+        for backend in backends {
+            assert!(unexpected(backend) <= allowed(backend), "{resets:?}, {} may be", allowed(backend));
+        }
         let sent = self.thread.join().expect("no connection broke");
         (self.rounds.load(Ordering::Relaxed), sent)
     }
+}
+
+/// Connections of a host for which it still waits for the last ACK.
+fn last_acks_awaited(host: &Namespace) -> usize {
+    const LAST_ACK: &str = "09";
+    host.run(|| {
+        let tables =
+            ["tcp", "tcp6"].map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap());
+        let states =
+            tables.iter().flat_map(|table| table.lines().skip(1)).filter_map(|line| line.split_whitespace().nth(3));
+        states.filter(|state| *state == LAST_ACK).count()
+    })
 }
 
 fn start(place: &Namespace, file: &Place, pin: &BpfFs) -> Running {

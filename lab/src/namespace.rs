@@ -177,13 +177,22 @@ impl Namespace {
 
     /// How many RSTs the namespace's own TCP has sent so far, in both families.
     pub fn resets_sent(&self) -> Result<u64> {
+        self.tcp_counter("OutRsts")
+    }
+
+    /// How many segments the namespace's own TCP has sent again so far, in both families.
+    pub fn segments_repeated(&self) -> Result<u64> {
+        self.tcp_counter("RetransSegs")
+    }
+
+    fn tcp_counter(&self, name: &str) -> Result<u64> {
         let text = self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
         let text = text.context(|| format!("namespace {}: read /proc/net/snmp", self.name()))?;
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp:")).map(str::split_whitespace);
         let count = lines.next().zip(lines.next()).and_then(|(names, mut values)| {
-            values.nth({ names }.position(|name| name == "OutRsts")?).and_then(|value| value.parse().ok())
+            values.nth({ names }.position(|found| found == name)?).and_then(|value| value.parse().ok())
         });
-        let missing = || std::io::Error::other("it has no Tcp: OutRsts");
+        let missing = || std::io::Error::other(format!("it has no Tcp: {name}"));
         count.ok_or_else(missing).context(|| format!("namespace {}: /proc/net/snmp", self.name()))
     }
 

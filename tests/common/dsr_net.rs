@@ -70,6 +70,7 @@ impl Net {
                 (parts.0, parts.1, routers, parts.2, parts.3, t.client_addr, Box::new(t))
             }
         };
+        backends.iter().for_each(|backend| backend.steer_flows("eth0").unwrap());
         let balancer = DsrBalancer::load(config).unwrap();
         let mut attached = vec![balancer_ns.run(|| balancer.attach(&AttachOptions::new("eth0"))).unwrap()];
         let mut decaps = Vec::new();

@@ -38,6 +38,7 @@ pub(crate) fn attach(lab: &Nat, balancer: &NatBalancer) -> Vec<Attachment> {
         // It is there when others were attached before.
         let _ = lab.balancer.add_default_route(via);
     }
+    lab.backends.iter().for_each(|backend| backend.steer_flows("eth0").unwrap());
     ["eth0", "eth1"]
         .into_iter()
         .map(|name| lab.balancer.run(|| balancer.attach(&AttachOptions::new(name)).unwrap()))
