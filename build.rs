@@ -1,4 +1,4 @@
-//! Compiles `bpf/*.bpf.c` into skeletons and fingerprints the structs that pinned maps hold.
+//! Compiles `bpf/*.bpf.c` into skeletons and fingerprints what pinned maps hold.
 //!
 //! `XDPKIT_CLANG` names the compiler (default `clang`, 14 or newer). On docs.rs there is no clang:
 //! the skeletons stay empty, which is enough for rustdoc.
@@ -54,11 +54,11 @@ fn compile(stage: &str, skeleton: &Path) {
     }
 }
 
-/// Changes when a struct changes that pinned maps hold, not when a comment does. `reason.h` is
-/// append-only and its counters have room, so it is left out. FNV-1a: the same with every compiler.
+/// Changes when a struct changes that pinned maps hold, or where something stands in them, not when a comment does.
+/// `reason.h` is append-only and its counters have room, so it is left out. FNV-1a: the same with every compiler.
 fn fingerprint(stage: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for header in abi_headers(&format!("bpf/{stage}.bpf.c")) {
+    for header in pinned_headers(&format!("bpf/{stage}.bpf.c")) {
         for word in without_comments(&read(&header)).split_whitespace() {
             for byte in word.bytes().chain([b' ']) {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -68,8 +68,8 @@ fn fingerprint(stage: &str) -> u64 {
     hash
 }
 
-/// The ABI headers that a file includes, by itself or through others; all but `reason.h`.
-fn abi_headers(path: &str) -> impl Iterator<Item = String> {
+/// The headers of structs and layouts that a file includes, by itself or through others; all but `reason.h`.
+fn pinned_headers(path: &str) -> impl Iterator<Item = String> {
     let mut seen = BTreeSet::new();
     let mut open = vec![path.to_owned()];
     while let Some(path) = open.pop() {
@@ -85,7 +85,8 @@ fn abi_headers(path: &str) -> impl Iterator<Item = String> {
             }
         }
     }
-    seen.into_iter().filter(|path| path.starts_with("bpf/abi/") && path != "bpf/abi/reason.h")
+    seen.into_iter()
+        .filter(|path| (path.starts_with("bpf/abi/") || path.starts_with("bpf/layout/")) && path != "bpf/abi/reason.h")
 }
 
 fn read(path: &str) -> String {

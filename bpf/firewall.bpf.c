@@ -4,7 +4,7 @@
 #include "include/event.h"
 #include "include/parse.h"
 #include "include/stage.h"
-#include "include/lpm_table.h"
+#include "layout/lpm_table.h"
 #include "include/neighbour.h"
 #include "abi/firewall.h"
 

@@ -3,7 +3,7 @@
 #include "include/kernel.h"
 #include "include/parse.h"
 #include "include/stage.h"
-#include "include/lpm_table.h"
+#include "layout/lpm_table.h"
 #include "include/neighbour.h"
 #include "include/rate_charge.h"
 #include "include/rate_excess.h"

@@ -127,25 +127,6 @@ struct nat_settings {
 	__u32 reserved;
 };
 
-#define NAT_FRAGMENT_SECONDS 30
-
-/* Which datagram a fragment is of. */
-struct nat_fragment_key {
-	__be64 source[2];
-	__be64 destination[2];
-	__be32 identification;
-	__u32 protocol;
-};
-
-struct nat_fragment {
-	__u32 record;
-	__u32 generation;
-	__u32 stamp; /* jiffies of the first */
-	__be32 identification; /* that the receiver sees */
-	__u32 from_backend;
-	__u32 reserved;
-};
-
 /* Index of the stage's own counts. */
 enum nat_count {
 	NAT_EVICTED = 0, /* unconfirmed or closed connections that went for new ones */

@@ -26,9 +26,7 @@ struct {
 
 static __always_inline __u64 ban_key(const struct flow_table *t, const struct rate_source *s)
 {
-	__u32 words[5] = { s->high, s->high >> 32, s->low, s->low >> 32, s->ipv6 };
-
-	return flow_hash(t, words, 5);
+	return rate_key_hash(t, s, s->ipv6);
 }
 
 /* When a source's ban ends, 0 for never was one. Only asked while some ban is in force. */

@@ -13,7 +13,7 @@
 
 #include "gcra.h"
 #include "flow_table.h"
-#include "../abi/rate_limiter.h"
+#include "../layout/rate_keys.h"
 
 /* Written through mappings by Rust, a word at a time; the bank that is not in force, at leisure. */
 struct {
@@ -85,14 +85,6 @@ enum rate_outcome {
 	RATE_ADMITTED_UNKNOWN = 5, /* it has no place, and passes as rate_full says */
 };
 
-/* A source, masked by its prefix length. IPv4: the address in `high`, and `low` is 0. */
-struct rate_source {
-	__be64 high;
-	__be64 low;
-	__u32 ipv6;
-	__u32 wide; /* IPv6, and more than 64 bits count */
-};
-
 /* What is charged where, for the functions off the common path. */
 struct rate_charge {
 	struct rate_source source;
@@ -109,30 +101,16 @@ struct rate_charge {
 __attribute__((noinline, weak)) __u64 rate_key_wide(struct rate_source *s, __u64 tag)
 {
 	struct flow_table *t = buckets_open();
-	__u32 words[5];
 
 	if (!s || !t)
 		return FLOW_KEY_MIN;
-	words[0] = s->high;
-	words[1] = s->high >> 32;
-	words[2] = s->low;
-	words[3] = s->low >> 32;
-	words[4] = tag;
-	return flow_hash(t, words, 5);
+	return rate_key_hash(t, s, tag);
 }
 
 /* The key of a source under a scope and meter. */
 static __always_inline __u64 rate_key(const struct flow_table *t, struct rate_source *s, __u64 tag)
 {
-	__u64 key;
-
-	if (!s->ipv6)
-		return flow_key(t, s->high | tag << 32);
-	if (s->wide)
-		return rate_key_wide(s, tag);
-	/* Exact for each tag; across tags and families, two keys are equal by chance once in 2^64 pairs. */
-	key = flow_key(t, s->high ^ ((tag + 1) * t->secret[4]));
-	return key < FLOW_KEY_MIN ? key + FLOW_KEY_MIN : key;
+	return s->ipv6 && s->wide ? rate_key_wide(s, tag) : rate_key_exact(t, s, tag);
 }
 
 /* The clock that a limit goes by, in ns of CLOCK_MONOTONIC. */

@@ -4,7 +4,7 @@
  * address up, to be timed, and some that keep the answers, to be compared. Driven by lab/src/bench/lpm.rs.
  */
 #include "../../bpf/include/kernel.h"
-#include "../../bpf/include/lpm_table.h"
+#include "../../bpf/layout/lpm_table.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 

@@ -4,7 +4,7 @@
 //! slot holds a *leaf*, which decides, or leads to the next node. Every slot says what the longest prefix
 //! that covers it says, so a look-up only goes down: two steps at most for IPv4 behind the root, 14 for IPv6. A
 //! node with many different slots is flat, a word a slot; the others are compressed to a word for each run of equal
-//! slots, behind a bitmap. `bpf/include/lpm_table.h` has the other reader.
+//! slots, behind a bitmap. `bpf/layout/lpm_table.h` has the other reader.
 //!
 //! Nothing that a packet may be reading is reused: freed lines stay in quarantine until the caller has
 //! waited for a grace period and says so by [`Table::release`].

@@ -1,4 +1,4 @@
-//! A node's bytes: 256 slots, flat or compressed. The mirror of `bpf/include/lpm_table.h`.
+//! A node's bytes: 256 slots, flat or compressed. The mirror of `bpf/layout/lpm_table.h`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -7,7 +7,7 @@
 #ifndef XDPKIT_LPM_TABLE_H
 #define XDPKIT_LPM_TABLE_H
 
-#include "kernel.h"
+#include "../include/kernel.h"
 #include "../abi/lpm_table.h"
 
 /* All tables of a function, and the one that is being built. max_entries is set at load time. */
