@@ -14,7 +14,8 @@ use common::{
     times,
 };
 use xdpkit::{
-    Action, AttachOptions, Error, Limit, Rate, RateLimiter, RateLimiterConfig, Reason, Scope, Stage as _, Tier,
+    Action, AttachOptions, BanPolicy, Decision, Error, Limit, Rate, RateLimiter, RateLimiterConfig, Reason, Scope,
+    Stage as _, TableFull, Tier,
 };
 use xdpkit_lab::{
     bench::{Harness, random_v4},
@@ -141,6 +142,43 @@ fn as_many_tiers_as_there_may_be_are_replaced_and_adopted() {
             assert_eq!(judge(&limiter, &frame), (Action::Drop, Reason::Blocked), "{prefix}");
         }
     }
+}
+
+/// What it refuses: another value of each setting that the tables were made with. Limits, bans and trial are no such settings.
+#[test]
+fn a_configuration_that_wants_other_tables_is_refused_by_the_settings_name() {
+    let (pair, bpffs) = (Pair::new().unwrap(), BpfFs::new().unwrap());
+    let made = || RateLimiterConfig::default().limit(Scope::All, just(1));
+    let limiter = RateLimiter::load(&made()).unwrap();
+    drop(pair.server.run(|| limiter.attach(&AttachOptions::new("eth0").pin(bpffs.path()))).unwrap());
+    drop(limiter);
+    let others = [
+        ("prefix_v4", made().prefix_v4(24)),
+        ("prefix_v6", made().prefix_v6(56)),
+        ("sources", made().sources(1 << 18)),
+        ("bans", made().bans(1 << 17)),
+        ("tiers", made().tiers(2048)),
+        ("protect", made().protect(Duration::from_secs(61))),
+        ("full", made().full(TableFull::Drop)),
+        ("full", made().full(TableFull::Share(Rate::per_second(10_001)))),
+        ("unsupported", made().unsupported(Decision::Allow)),
+        ("pass_neighbours", made().pass_neighbours(false)),
+        ("events", made().events(101)),
+        ("ring_bytes", made().ring_bytes(1 << 19)),
+    ];
+    for (wanted, config) in others {
+        match RateLimiter::load_or_adopt(bpffs.path(), &config) {
+            Err(Error::PinnedSetting { stage, setting, .. }) => {
+                assert_eq!((stage.as_str(), setting), ("rate_limiter", wanted));
+            }
+            other => panic!("{wanted}: {other:?}"),
+        }
+    }
+    let other = made().limit(Scope::Tcp, just(2)).count_only(true).ban(BanPolicy::of(Duration::from_secs(9)));
+    let adopted = RateLimiter::load_or_adopt(bpffs.path(), &other).unwrap();
+    assert_eq!(adopted.limits().get(Scope::Tcp), None, "it keeps the limits that it has");
+    let again = made().name("another");
+    assert!(RateLimiter::load_or_adopt(bpffs.path(), &again).is_ok(), "nothing is pinned under this name");
 }
 
 #[test]
