@@ -23,6 +23,7 @@ const PACKETS: u32 = 1000;
 
 #[test]
 fn four_stages_cost_little_more_than_parsing_four_times() {
+    let _undisturbed = common::undisturbed();
     let template =
         Frame::udp("192.0.2.1:1024".parse().unwrap(), "198.51.100.1:53".parse().unwrap()).payload(&[0; 18]).build();
     let harness = Harness::new(&template, &random_v4(1 << 16)).unwrap();
@@ -59,6 +60,7 @@ const APPLIANCE_ROUNDS: u32 = 101;
 
 #[test]
 fn an_appliance_costs_little_more_than_its_stages_alone() {
+    let _undisturbed = common::undisturbed();
     let (ns, peer) = (Namespace::new("balancer").unwrap(), Namespace::new("peer").unwrap());
     veth((&ns, "eth0"), (&peer, "eth0")).unwrap();
     ns.add_address("eth0", "192.168.178.10/24".parse().unwrap()).unwrap();

@@ -14,6 +14,7 @@ const ROUNDS: u32 = 60;
 
 #[test]
 fn established_connections_cost_as_little_as_their_number_allows() {
+    let _undisturbed = common::undisturbed();
     let (ns, _peer) = nat::host().unwrap();
     let mut dear = Vec::new();
     let many = common::times(1 << 16, 1 << 20, 1 << 10);
@@ -56,6 +57,7 @@ const IPV6: f64 = 1.5;
 
 #[test]
 fn a_new_connection_costs_less_than_two_entries_of_the_kernels_table() {
+    let _undisturbed = common::undisturbed();
     if common::is_emulated() {
         return println!("the machine is emulated: its times mean nothing");
     }

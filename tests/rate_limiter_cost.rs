@@ -18,6 +18,7 @@ const NOISE: f64 = 2.0;
 /// One scope, no tiers, no bans, the coarse clock.
 #[test]
 fn a_known_source_costs_less_than_in_an_lru_hash() {
+    let _undisturbed = common::undisturbed();
     // While all of it is in the caches, parsing and counting are more than half of either; beyond, half is allowed.
     let most = common::times(1 << 16, 1 << 20, 1 << 10);
     let cases = [(1_usize << 10, 25.0, None), (1 << 16, 90.0, Some(0.5)), (1 << 20, 130.0, Some(0.5))];
@@ -59,6 +60,7 @@ fn a_known_source_costs_less_than_in_an_lru_hash() {
 /// A limit of bytes that only tiers have makes everybody's packets take the longer way. When it goes, so does that.
 #[test]
 fn a_tier_that_is_gone_costs_nothing() {
+    let _undisturbed = common::undisturbed();
     let endless = Rate::per_second(976).burst(1 << 20);
     let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, endless)).unwrap();
     let net = "203.0.113.0/24".parse().unwrap();
