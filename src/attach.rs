@@ -78,12 +78,19 @@ pub struct AttachOptions {
     mode: XdpMode,
     pin: Option<PathBuf>,
     replace_chain: bool,
+    announce_ready: bool,
 }
 
 impl AttachOptions {
     /// The interface of this name in the calling thread's network namespace, in native mode.
     pub fn new(interface: impl Into<String>) -> Self {
-        Self { interface: interface.into(), mode: XdpMode::Native, pin: None, replace_chain: false }
+        Self {
+            interface: interface.into(),
+            mode: XdpMode::Native,
+            pin: None,
+            replace_chain: false,
+            announce_ready: true,
+        }
     }
 
     /// Attaches in this mode. Ignored when an attachment is taken over: a link keeps its mode.
@@ -110,6 +117,20 @@ impl AttachOptions {
     pub fn replace_chain(mut self, replace: bool) -> Self {
         self.replace_chain = replace;
         self
+    }
+
+    /// Whether attaching also says that this process goes on with adopted tables for good ([`Stage::ready`]); true by
+    /// default. A process with several chains turns it off, attaches them all, and says so at the end: if it ends before, the
+    /// earlier process has its tables and chains back.
+    ///
+    /// [`Stage::ready`]: crate::Stage::ready
+    pub fn announce_ready(mut self, announce: bool) -> Self {
+        self.announce_ready = announce;
+        self
+    }
+
+    pub(crate) fn announces_ready(&self) -> bool {
+        self.announce_ready
     }
 
     pub(crate) fn may_drop_stages(&self) -> bool {

@@ -213,22 +213,20 @@ pub enum Error {
         /// What this build or value needs.
         expected: String,
     },
-    /// What is pinned was made with another value of a setting that cannot change while it lives. It was left as it is.
+    /// A stage has another value of a setting than its configuration asks for, and the setting cannot change while the stage's
+    /// tables live. Nothing was changed.
     #[error(
-        "stage `{stage}` pinned in {}: it has `{setting}` {found}, and {expected} is asked for, which cannot change: ask for \
-         what it has, or for a stage of another name",
-        path.display()
+        "stage `{stage}`: it has `{setting}` {found}, and {expected} is asked for, which cannot change while its tables live: \
+         ask for what it has, or for a stage of another name"
     )]
     PinnedSetting {
-        /// The directory of pins.
-        path: PathBuf,
         /// The stage.
         stage: String,
         /// The setting, as it is called in the configuration.
         setting: &'static str,
         /// What the stage was made with.
         found: String,
-        /// What the configuration wants.
+        /// What the configuration asks for.
         expected: String,
     },
     /// Taking over a pinned chain would drop stages that guard the interface now. Nothing was changed.
@@ -243,21 +241,21 @@ pub enum Error {
         /// The stages that would go.
         stages: Vec<String>,
     },
-    /// Another process is editing these pins at this moment.
-    #[error("pins at {} are being edited by another process, for seconds already", path.display())]
+    /// Another process has been changing what is pinned there for seconds, or is stopped in the middle of a change. Nothing
+    /// was changed.
+    #[error("pins at {} are locked by {}", path.display(), holder_of(*holder))]
     PinsLocked {
         /// The directory.
         path: PathBuf,
+        /// The process that holds the lock, where it can be seen from here.
+        holder: Option<u32>,
     },
-    /// Another process has taken over what this value had attached; this value may not edit it any more.
-    #[error("interface `{interface}` now runs program {found}, not our {expected}: another process took over")]
+    /// Another process has taken over what this value drives. Nothing was changed, and nothing can be changed by this value
+    /// any more; reading goes on.
+    #[error("{what} was taken over by another process: this value cannot change it any more")]
     Superseded {
-        /// The interface.
-        interface: String,
-        /// The id of the program that this value attached.
-        expected: u32,
-        /// The id of the program that runs now; 0 for none.
-        found: u32,
+        /// The stage or the interface.
+        what: String,
     },
     /// A program cannot stand in a chain with ours.
     #[error("program `{program}` (id {id}) cannot join the chain: {why}")]
@@ -329,6 +327,10 @@ pub enum Error {
         /// The kernel's answer.
         cause: io::Error,
     },
+}
+
+fn holder_of(holder: Option<u32>) -> String {
+    holder.map_or_else(|| "a process that cannot be seen from here".into(), |pid| format!("process {pid}"))
 }
 
 fn named(program: &str) -> String {

@@ -4,6 +4,7 @@
 mod abi;
 mod attach;
 mod balancer;
+mod base;
 mod dsr_balancer;
 mod error;
 mod events;
@@ -39,6 +40,7 @@ mod tunnel_decap;
 
 pub use attach::{AttachOptions, Attachment, XdpMode};
 pub use balancer::{BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats};
+pub use base::Recovery;
 pub use dsr_balancer::{
     DsrBackendEntry, DsrBalancer, DsrConfig, DsrEvent, DsrFlow, DsrService, DsrServiceEntry, Forwarding, Placement,
     PlacementReason, Way,

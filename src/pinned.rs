@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     Error, Result, Stats,
     abi::reason::Counters,
-    pin,
+    base,
     sys::map::{self, PerCpu},
 };
 
@@ -18,8 +18,8 @@ const COUNTERS: &str = "counters";
 /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build does not understand the counters; [`Error::Pin`],
 /// [`Error::Map`].
 pub fn pinned_stats(directory: impl AsRef<Path>, name: &str) -> Result<Stats> {
-    pin::check_name(name)?;
-    let path = pin::map_path(directory.as_ref(), name, COUNTERS);
+    base::directory::check_name(name)?;
+    let path = base::map_path(directory.as_ref(), name, COUNTERS);
     let map = map::open_pinned(&path, COUNTERS)?.ok_or_else(|| Error::PinMissing { path: path.clone() })?;
     let expected = format!("PercpuArray with keys of 4 and values of {} bytes", size_of::<Counters>());
     if map.shape() != expected {

@@ -1,30 +1,8 @@
 //! Stages: what all network functions have in common.
 
-use std::{
-    fmt,
-    os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::os::fd::{AsFd as _, BorrowedFd};
 
-use bytemuck::Pod;
-
-use crate::{
-    AttachOptions, Attachment, Error, Pipeline, Result, Stats, TestRun, Verdict,
-    abi::{event::EventsState, reason::Counters},
-    flow_table::{FlowTable, Secret, Shape},
-    pin,
-    sys::{
-        self,
-        map::{Map, PerCpu, TypedMap},
-        mmap::LongMapping,
-        object::{Loaded, Plan},
-        program::Program,
-    },
-};
-
-/// The map that each instance has for itself: its successor in the chain.
-const SLOT: &str = "next_stage";
+use crate::{AttachOptions, Attachment, Pipeline, Recovery, Result, Stats, TestRun, Verdict};
 
 /// A network function: one XDP program and its tables, alone on an interface or in a [`Pipeline`].
 ///
@@ -73,6 +51,31 @@ pub trait Stage: sealed::Sealed + Send + Sync {
         request.run(&self.core().instance.program)
     }
 
+    /// Says that this process goes on for good with the tables that it has adopted. From then on, whichever process had them
+    /// before is superseded: it can be waited for, and cannot take them back. Attaching says so by itself, unless
+    /// [`AttachOptions::announce_ready`] is off; does nothing for tables of one's own.
+    ///
+    /// Between adoption and this, the earlier process cannot change anything either; but if this one ends, it takes its tables
+    /// back.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`](crate::Error::Superseded) when yet another process has adopted them;
+    /// [`Error::Pin`](crate::Error::Pin), [`Error::PinsLocked`](crate::Error::PinsLocked).
+    fn ready(&self) -> Result<()> {
+        self.core().owner().ready()
+    }
+
+    /// Whether another process has taken over the tables for good: edits return
+    /// [`Error::Superseded`](crate::Error::Superseded) from then on, reading goes on.
+    fn is_superseded(&self) -> bool {
+        self.core().owner().is_superseded()
+    }
+
+    /// What adoption had to drop or build again, because the earlier process ended in the middle of a change.
+    fn recovery(&self) -> Recovery {
+        self.core().recovery()
+    }
+
     /// A program instance that is attached nowhere and has no successor: for test runs by other means, and
     /// for use in program arrays of the caller's own.
     fn program_fd(&self) -> BorrowedFd<'_> {
@@ -83,178 +86,6 @@ pub trait Stage: sealed::Sealed + Send + Sync {
 pub(crate) mod sealed {
     /// Keeps [`super::Stage`] ours: a stage has to follow the chaining protocol of `bpf/include/stage.h`.
     pub trait Sealed {
-        fn core(&self) -> &super::StageCore;
+        fn core(&self) -> &crate::base::StageCore;
     }
-}
-
-/// What is known of a network function before it is loaded.
-#[derive(Debug)]
-pub(crate) struct StageKind {
-    /// The name of its program, its sources, and by default its values.
-    pub(crate) name: &'static str,
-    /// Changes when pinned maps cannot be understood any more.
-    pub(crate) abi: u64,
-    pub(crate) load: fn(&Plan<'_>) -> Result<Loaded>,
-}
-
-/// One program with a slot of its own.
-#[derive(Debug)]
-pub(crate) struct Instance {
-    pub(crate) program: Program,
-    pub(crate) slot: Map,
-}
-
-/// The tables of a value, shared by all its instances.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) name: String,
-    pub(crate) kind: &'static StageKind,
-    pub(crate) maps: Vec<Map>,
-    /// Held while a setting is read, changed and written back.
-    settings: Mutex<()>,
-}
-
-impl Shared {
-    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>) -> Arc<Self> {
-        Arc::new(Self { name: name.to_owned(), kind, maps, settings: Mutex::default() })
-    }
-
-    /// Another instance of the program, on the same tables.
-    pub(crate) fn instantiate(&self) -> Result<Instance> {
-        let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
-        Ok(split(loaded).0)
-    }
-}
-
-/// The inside of every stage value.
-#[derive(Debug)]
-pub struct StageCore {
-    pub(crate) shared: Arc<Shared>,
-    /// For test runs.
-    pub(crate) instance: Instance,
-}
-
-impl StageCore {
-    pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
-        pin::check_name(name)?;
-        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities })?);
-        Ok(Self { shared: Shared::new(name, kind, maps), instance })
-    }
-
-    /// Takes over the tables that an earlier process pinned, with this build's program.
-    pub(crate) fn adopt(kind: &'static StageKind, directory: &Path, name: &str) -> Result<Self> {
-        pin::check_name(name)?;
-        let maps = pin::open_stage(directory, name, kind)?;
-        let place = |error| match error {
-            // The loader knows the map's name only.
-            Error::PinMismatch { path, what, found, expected } => {
-                let path = pin::map_path(directory, name, &path.to_string_lossy());
-                Error::PinMismatch { path, what, found, expected }
-            }
-            other => other,
-        };
-        let loaded = (kind.load)(&Plan { shared: &maps, capacities: &[] }).map_err(place)?;
-        let (instance, used) = split(loaded);
-        for map in &used {
-            if !maps.iter().any(|pinned| pinned.name() == map.name()) {
-                return Err(Error::PinMissing { path: pin::map_path(directory, name, map.name()) });
-            }
-        }
-        Ok(Self { shared: Shared::new(name, kind, used), instance })
-    }
-
-    /// Of an adopted stage: refuses a configuration with another value of a setting that cannot change any more.
-    pub(crate) fn was_made_with<T: PartialEq + fmt::Display>(
-        &self,
-        directory: &Path,
-        setting: &'static str,
-        found: T,
-        wanted: T,
-    ) -> Result<()> {
-        if found == wanted {
-            return Ok(());
-        }
-        let stage = self.shared.name.clone();
-        let (found, expected) = (found.to_string(), wanted.to_string());
-        Err(Error::PinnedSetting { path: directory.to_owned(), stage, setting, found, expected })
-    }
-
-    /// Entries of a map.
-    pub(crate) fn entries(&self, map: &str) -> u32 {
-        self.map(map).capacity()
-    }
-
-    pub(crate) fn map(&self, name: &str) -> &Map {
-        self.shared.maps.iter().find(|map| map.name() == name).expect("the skeleton has this map")
-    }
-
-    pub(crate) fn table<K: Pod, V: Pod>(&self, name: &str) -> TypedMap<'_, K, V> {
-        TypedMap::new(self.map(name))
-    }
-
-    /// Changes the one entry of a settings table, one thread after the other. The data path sees the old or the new
-    /// value of each field.
-    pub(crate) fn change_settings<V: Pod>(&self, name: &str, change: impl FnOnce(&mut V)) -> Result<()> {
-        let _alone = self.shared.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = self.table::<u32, V>(name);
-        let mut settings = table.get(&0)?.unwrap_or(V::zeroed());
-        change(&mut settings);
-        table.set(&0, &settings).map_err(|error| self.map(name).error("change the settings", error))
-    }
-
-    /// The counters of each CPU.
-    pub(crate) fn counters(&self) -> Result<Vec<Counters>> {
-        self.per_cpu("counters").get(0)
-    }
-
-    /// Events that found the ring full, for stages whose program includes `event.h`.
-    pub(crate) fn events_lost(&self) -> Result<u64> {
-        Ok(self.per_cpu::<EventsState>("events_state").get(0)?.iter().map(|cpu| cpu.lost).sum())
-    }
-
-    pub(crate) fn per_cpu<V: Pod>(&self, name: &str) -> PerCpu<'_, V> {
-        PerCpu::new(self.map(name))
-    }
-
-    /// Draws the secret of a new flow table (`FLOW_TABLE(name, ...)` in C), whose map of lines was sized by this shape.
-    /// Before that, programs find nothing in it and have no room.
-    pub(crate) fn create_flow_table(&self, name: &str, shape: Shape) -> Result<FlowTable<LongMapping>> {
-        let mut words = [0_u64; 64];
-        let mut left = 0;
-        let secret = Secret::draw(|| {
-            if left == 0 {
-                sys::fill_random(bytemuck::bytes_of_mut(&mut words));
-                left = words.len();
-            }
-            left -= 1;
-            words[left]
-        });
-        let [lines, header] = self.flow_table_maps(name)?;
-        Ok(FlowTable::create(lines, header, shape, secret))
-    }
-
-    /// A flow table that an earlier process has created.
-    pub(crate) fn adopt_flow_table(&self, name: &str) -> Result<FlowTable<LongMapping>> {
-        let [lines, header] = self.flow_table_maps(name)?;
-        let table = FlowTable::open(lines, header).ok_or_else(|| {
-            let broken = std::io::Error::other("its header and its lines do not fit together");
-            self.map(&format!("{name}_table")).error("open it", broken)
-        })?;
-        table.heal();
-        Ok(table)
-    }
-
-    fn flow_table_maps(&self, name: &str) -> Result<[LongMapping; 2]> {
-        let open = |part: &str| LongMapping::new(self.map(&format!("{name}_{part}")));
-        Ok([open("lines")?, open("table")?])
-    }
-}
-
-/// The instance, and the tables that it shares. Maps with a dot in their names are the compiler's (constants in
-/// `.rodata`): the program holds them, they say nothing of the value's state, and could not be pinned.
-fn split(loaded: Loaded) -> (Instance, Vec<Map>) {
-    let tables = loaded.maps.into_iter().filter(|map| !map.name().contains('.'));
-    let (mut slots, maps): (Vec<_>, Vec<_>) = tables.partition(|map| map.name() == SLOT);
-    let slot = slots.pop().expect("every stage has a slot");
-    (Instance { program: loaded.program, slot }, maps)
 }

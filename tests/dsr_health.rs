@@ -51,7 +51,7 @@ fn probe_pair(net: &Net) -> Attachment {
         ns.add_neighbour("h0", vip, mac).unwrap();
     }
     ns.run(|| {
-        net.balancer.set_probe_interface(Some(&Interface::by_name("h1").unwrap()));
+        net.balancer.set_probe_interface(Some(&Interface::by_name("h1").unwrap())).unwrap();
         net.balancer.attach(&AttachOptions::new("h1")).unwrap()
     })
 }

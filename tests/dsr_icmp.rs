@@ -21,22 +21,22 @@ fn l22_echo_requests_are_answered_forwarded_or_left_alone() {
         for payload in [&b""[..], b"0", b"01234567", &[0xff; 1400]] {
             let request = arriving(&host, Frame::echo(client(family6, 3), vip(family6), 77, 5).payload(payload).ttl(9));
             let frame = request.build();
-            b.balancer.set_echo(Echo::Answer);
+            b.balancer.set_echo(Echo::Answer).unwrap();
             let (action, reason, out) = b.run(&frame);
             assert_eq!((action, reason), (Action::Tx, Reason::EchoAnswered));
             let kind = if family6 { 129 } else { 0 };
             let reply = Frame::icmp(vip(family6), client(family6, 3), kind, 0, [0, 77, 0, 5]).payload(payload);
             assert_eq!(out, reply.macs(host.mac, mac(GATEWAY)).build());
 
-            b.balancer.set_echo(Echo::Backend);
+            b.balancer.set_echo(Echo::Backend).unwrap();
             let (action, reason, out) = b.run(&frame);
             assert_eq!((action, reason), (Action::Tx, Reason::Forwarded));
             assert_eq!(out, one_hop_further(&frame, mac(11), host.mac));
 
-            b.balancer.set_echo(Echo::Pass);
+            b.balancer.set_echo(Echo::Pass).unwrap();
             assert_eq!(b.run(&frame), (Action::Pass, Reason::NoService, frame));
         }
-        b.balancer.set_echo(Echo::Answer);
+        b.balancer.set_echo(Echo::Answer).unwrap();
         let other = arriving(&host, Frame::echo(client(family6, 3), client(family6, 9), 77, 5)).build();
         assert_eq!(b.run(&other), (Action::Pass, Reason::NotForVip, other), "only virtual addresses answer");
     }

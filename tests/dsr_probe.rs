@@ -39,7 +39,7 @@ fn a_probe_reaches_the_backend_that_it_names_and_leaves_no_trace() {
     let host = Host::new();
     let b = host.balancer(&config());
     let eth1 = eth1(&host);
-    b.balancer.set_probe_interface(Some(&eth1));
+    b.balancer.set_probe_interface(Some(&eth1)).unwrap();
     for family6 in [false, true] {
         let [active, without_weight, draining] = [11, 12, 13].map(|number| neighbour(family6, number));
         let all = [active, without_weight, draining];
@@ -73,7 +73,7 @@ fn probes_go_through_tunnels_of_all_mixes_of_families() {
     let host = Host::new();
     let b = host.balancer(&config());
     let eth1 = eth1(&host);
-    b.balancer.set_probe_interface(Some(&eth1));
+    b.balancer.set_probe_interface(Some(&eth1)).unwrap();
     for (family6, outer6) in [(false, false), (true, true), (false, true), (true, false)] {
         let backends = [11, 12].map(|number| neighbour(outer6, number));
         let service = b.service(&service_text("tcp", family6, "80"), DsrService::ipip(), &backends);
@@ -103,7 +103,7 @@ fn nothing_but_probes_gets_to_a_virtual_address_by_their_interface() {
     let host = Host::new();
     let b = host.balancer(&config());
     let eth1 = eth1(&host);
-    b.balancer.set_probe_interface(Some(&eth1));
+    b.balancer.set_probe_interface(Some(&eth1)).unwrap();
     for family6 in [false, true] {
         let [first, second, other] = [11, 12, 13].map(|number| neighbour(family6, number));
         let service = b.service(&service_text("tcp", family6, "80"), DsrService::l2(), &[first, second]);
@@ -155,7 +155,7 @@ fn a_probe_asks_for_a_neighbour_without_a_mac_and_no_way_is_a_reason() {
     let host = Host::new();
     let b = host.balancer(&config().check_on_link(false));
     let eth1 = eth1(&host);
-    b.balancer.set_probe_interface(Some(&eth1));
+    b.balancer.set_probe_interface(Some(&eth1)).unwrap();
     let unknown = neighbour4(99);
     let service = b.service(&service_text("tcp", false, "80"), DsrService::l2(), &[unknown]);
     let frame = arriving(&host, probe(&b, service, unknown)).build();
@@ -179,9 +179,9 @@ fn the_interface_can_be_changed_and_is_none_at_first() {
     let service = b.service(&service_text("tcp", false, "80"), DsrService::l2(), &[neighbour4(11)]);
     let frame = arriving(&host, probe(&b, service, neighbour4(11))).build();
     assert_eq!(b.run_by(&eth1, &frame).1, Reason::Forwarded);
-    b.balancer.set_probe_interface(Some(&eth1));
+    b.balancer.set_probe_interface(Some(&eth1)).unwrap();
     assert_eq!(b.run_by(&eth1, &frame).1, Reason::Probed);
-    b.balancer.set_probe_interface(None);
+    b.balancer.set_probe_interface(None).unwrap();
     assert_eq!(b.run_by(&eth1, &frame).1, Reason::Forwarded);
 }
 
@@ -197,7 +197,7 @@ fn every_backend_has_a_source_port_of_its_own() {
         assert_eq!(ports, [first, first + 1], "{backends}");
         let frame = arriving(&host, probe(&b, service, neighbour4(12))).build();
         let eth1 = eth1(&host);
-        b.balancer.set_probe_interface(Some(&eth1));
+        b.balancer.set_probe_interface(Some(&eth1)).unwrap();
         let (_, reason, out) = b.run_by(&eth1, &frame);
         assert_eq!((reason, &out[..6]), (Reason::Probed, &mac(12)[..]));
 

@@ -144,7 +144,7 @@ fn as_many_tiers_as_there_may_be_are_replaced_and_adopted() {
     }
 }
 
-/// What it refuses: another value of each setting that the tables were made with. Limits, bans and trial are no such settings.
+/// What it refuses: another value of each setting that the tables were made with. All others are brought to the configuration.
 #[test]
 fn a_configuration_that_wants_other_tables_is_refused_by_the_settings_name() {
     let (pair, bpffs) = (Pair::new().unwrap(), BpfFs::new().unwrap());
@@ -158,12 +158,6 @@ fn a_configuration_that_wants_other_tables_is_refused_by_the_settings_name() {
         ("sources", made().sources(1 << 18)),
         ("bans", made().bans(1 << 17)),
         ("tiers", made().tiers(2048)),
-        ("protect", made().protect(Duration::from_secs(61))),
-        ("full", made().full(TableFull::Drop)),
-        ("full", made().full(TableFull::Share(Rate::per_second(10_001)))),
-        ("unsupported", made().unsupported(Decision::Allow)),
-        ("pass_neighbours", made().pass_neighbours(false)),
-        ("events", made().events(101)),
         ("ring_bytes", made().ring_bytes(1 << 19)),
     ];
     for (wanted, config) in others {
@@ -174,9 +168,27 @@ fn a_configuration_that_wants_other_tables_is_refused_by_the_settings_name() {
             other => panic!("{wanted}: {other:?}"),
         }
     }
-    let other = made().limit(Scope::Tcp, just(2)).count_only(true).ban(BanPolicy::of(Duration::from_secs(9)));
+    let other = made()
+        .limit(Scope::Tcp, just(2))
+        .count_only(true)
+        .ban(BanPolicy::of(Duration::from_secs(9)))
+        .protect(Duration::from_secs(61))
+        .full(TableFull::Share(Rate::per_second(10_001)))
+        .unsupported(Decision::Allow)
+        .pass_neighbours(false)
+        .events(101);
     let adopted = RateLimiter::load_or_adopt(bpffs.path(), &other).unwrap();
-    assert_eq!(adopted.limits().get(Scope::Tcp), None, "it keeps the limits that it has");
+    assert_eq!(adopted.limits().iter().collect::<Vec<_>>(), other.limits);
+    assert_eq!(adopted.table_full(), other.full);
+    let frame = udp("192.0.2.7", 53);
+    assert_eq!(passed(&adopted, &frame, 3), 3, "it only counts");
+    assert_eq!(adopted.stats().unwrap().reason(Reason::WouldDrop).packets, 2);
+    // Without limits of its own, a configuration leaves those that there are.
+    drop(adopted);
+    let adopted = RateLimiter::load_or_adopt(bpffs.path(), &RateLimiterConfig::default()).unwrap();
+    assert_eq!(adopted.limits().len(), 2);
+    assert_eq!(passed(&adopted, &frame, 3), 0, "and drops again");
+    drop(adopted);
     let again = made().name("another");
     assert!(RateLimiter::load_or_adopt(bpffs.path(), &again).is_ok(), "nothing is pinned under this name");
 }

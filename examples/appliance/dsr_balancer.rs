@@ -105,10 +105,17 @@ impl ServicePlan {
 impl DsrPlan {
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
     pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
-        // All but how echo requests are answered.
-        let mut settings = other.settings.clone();
-        settings.echo = self.settings.echo;
-        (format!("{settings:?}") != format!("{:?}", self.settings)).then_some("*")
+        let (a, b) = (&self.settings, &other.settings);
+        [
+            (a.services != b.services, "services"),
+            (a.backends != b.backends, "backends"),
+            (a.table_size != b.table_size, "table_size"),
+            (a.seed != b.seed, "seed"),
+            (a.flows != b.flows, "flows"),
+            (a.ring_bytes != b.ring_bytes, "ring_bytes"),
+        ]
+        .into_iter()
+        .find_map(|(differs, key)| differs.then_some(key))
     }
 
     /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A
@@ -160,9 +167,8 @@ impl DsrPlan {
         for address in present.keys().filter(|address| !wanted.contains(address)) {
             balancer.remove_service(*address)?;
         }
-        balancer.set_probe_interface(probes.as_ref());
-        balancer.set_echo(self.settings.echo);
-        Ok(())
+        balancer.set_probe_interface(probes.as_ref())?;
+        balancer.configure(&self.settings)
     }
 
     /// The backends that are to be checked, once the balancer has them.

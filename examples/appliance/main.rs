@@ -102,6 +102,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
+    lock(&appliance).ready()?;
     if let (Some(address), None) = (listen, &listener) {
         listener = Some(bind_again(address).map_err(|error| cannot_listen(address, error))?);
     }

@@ -85,10 +85,19 @@ impl ServicePlan {
 impl NatPlan {
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
     pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
-        let mut settings = other.settings.clone();
-        settings.timeouts = self.settings.timeouts;
-        settings.sample = self.settings.sample;
-        (format!("{settings:?}") != format!("{:?}", self.settings)).then_some("*")
+        let (a, b) = (&self.settings, &other.settings);
+        [
+            (a.capacity != b.capacity, "capacity"),
+            (a.services != b.services, "services"),
+            (a.backends != b.backends, "backends"),
+            (a.table_size != b.table_size, "table_size"),
+            (a.seed != b.seed, "seed"),
+            (a.addresses != b.addresses, "addresses"),
+            (a.ports != b.ports, "ports"),
+            (a.ring_bytes != b.ring_bytes, "ring_bytes"),
+        ]
+        .into_iter()
+        .find_map(|(differs, key)| differs.then_some(key))
     }
 
     /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A
@@ -138,8 +147,7 @@ impl NatPlan {
         for address in present.iter().filter(|address| !self.services.contains_key(address)) {
             balancer.remove(address)?;
         }
-        balancer.set_timeouts(&self.settings.timeouts)?;
-        balancer.set_sample(self.settings.sample)
+        balancer.configure(&self.settings)
     }
 
     /// The backends that are to be checked, at their own addresses.

@@ -55,13 +55,8 @@ impl RateLimiterPlan {
             (a.prefix_v4 != b.prefix_v4, "prefix_v4"),
             (a.prefix_v6 != b.prefix_v6, "prefix_v6"),
             (a.sources != b.sources, "sources"),
-            (a.full != b.full, "full"),
-            (a.protect != b.protect, "protect"),
             (a.bans != b.bans, "bans"),
             (a.tiers != b.tiers, "tiers"),
-            (a.unsupported != b.unsupported, "unsupported"),
-            (a.pass_neighbours != b.pass_neighbours, "pass_neighbours"),
-            (a.events != b.events, "events"),
             (a.ring_bytes != b.ring_bytes, "ring_bytes"),
         ]
         .into_iter()
@@ -71,18 +66,13 @@ impl RateLimiterPlan {
     /// Brings a limiter to this plan: what sources have used up stays.
     pub(crate) fn apply(&self, limiter: &RateLimiter) -> xdpkit::Result<()> {
         limiter.tiers().replace_all(self.tiers.iter().map(|(prefix, tier)| (*prefix, *tier)))?;
+        // A configuration without limits would leave them as they are.
         let wanted: BTreeMap<Scope, _> = self.settings.limits.iter().copied().collect();
         let gone: Vec<Scope> =
             limiter.limits().iter().map(|(scope, _)| scope).filter(|scope| !wanted.contains_key(scope)).collect();
         for scope in gone {
             limiter.limits().remove(scope)?;
         }
-        for (scope, limit) in wanted {
-            if limiter.limits().get(scope) != Some(limit) {
-                limiter.limits().insert(scope, limit)?;
-            }
-        }
-        limiter.set_ban(self.settings.ban)?;
-        limiter.set_count_only(self.settings.count_only)
+        limiter.configure(&self.settings)
     }
 }

@@ -100,7 +100,7 @@ impl Function {
     /// Brings it to its plan.
     fn apply(&self, name: &str, plan: &FunctionPlan, still: &Still<'_>) -> xdpkit::Result<()> {
         match (self, plan) {
-            (Self::Monitor(monitor), FunctionPlan::Monitor(config)) => monitor.set_sample(config.sample),
+            (Self::Monitor(monitor), FunctionPlan::Monitor(config)) => monitor.configure(config),
             (Self::Firewall(firewall), FunctionPlan::Firewall(plan)) => plan.apply(firewall),
             (Self::RateLimiter(limiter), FunctionPlan::RateLimiter(plan)) => plan.apply(limiter),
             (Self::DsrBalancer(balancer), FunctionPlan::DsrBalancer(plan)) => plan.apply(name, balancer, still),
@@ -120,9 +120,11 @@ impl Function {
 }
 
 /// Says what a reload cannot do, before it does anything.
-fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan) -> Outcome {
+fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan, pinned: bool) -> Outcome {
+    // Pinned tables outlive a restart.
+    let way_out = if pinned { "give the function another name" } else { "it can only change with a restart" };
     let refuse = |key: &str, found: String, expected: String| {
-        Err(format!("{key}: `{found}`: expected {expected} as before: it can only change with a restart").into())
+        Err(format!("{key}: `{found}`: expected {expected} as before: {way_out}").into())
     };
     if old.kind() != new.kind() {
         return refuse(&format!("{}.{name}", new.kind()), new.kind().into(), format!("a {}", old.kind()));
@@ -201,7 +203,7 @@ impl Appliance {
         if let Some(last) = self.lasts.get(interface) {
             chain.set_last(Some(last.as_fd()))?;
         }
-        let mut options = AttachOptions::new(interface).mode(plan.mode).replace_chain(true);
+        let mut options = AttachOptions::new(interface).mode(plan.mode).replace_chain(true).announce_ready(false);
         if let Some(pin) = &self.pin {
             options = options.pin(pin);
         }
@@ -229,12 +231,18 @@ impl Appliance {
     fn check_changes(&self, plan: &Plan) -> Outcome {
         for (name, new) in &plan.functions {
             if let Some(old) = self.plan.functions.get(name) {
-                check_change(name, old, new)?;
+                check_change(name, old, new, self.pin.is_some())?;
             }
         }
         for (interface, new) in &plan.interfaces {
             if self.plan.interfaces.get(interface).is_some_and(|old| old.mode != new.mode) {
-                let problem = "expected the mode as before: it can only change with a restart";
+                let way_out = match self.pin {
+                    None => "it can only change with a restart",
+                    Some(_) => {
+                        "a pinned link keeps its mode: take the interface out of the file, reload, and put it back"
+                    }
+                };
+                let problem = format!("expected the mode as before: {way_out}");
                 return Err(format!("interface.{interface}.mode: `{}`: {problem}", new.mode).into());
             }
         }
@@ -271,7 +279,15 @@ impl Appliance {
         Ok(())
     }
 
-    /// An interface that another process has taken over.
+    /// All is at work: an earlier process gives way.
+    pub(crate) fn ready(&self) -> Outcome {
+        for (name, function) in &self.functions {
+            function.stage().ready().map_err(|error| named(name, error))?;
+        }
+        Ok(())
+    }
+
+    /// An interface that another process has taken over for good.
     pub(crate) fn superseded(&self) -> Outcome<Option<&str>> {
         for (interface, chain) in &self.chains {
             if chain.is_superseded()? {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     Result,
     abi::service::{INDEX_IPV4, INDEX_IPV6, INDEX_NUMBER, INDEX_PROBES, INDEX_REMOVED, INDEX_SERVICE},
-    stage::StageCore,
+    base::StageCore,
     sys::mmap::LongMapping,
 };
 

@@ -10,7 +10,10 @@ mod transition;
 use std::{
     net::{IpAddr, UdpSocket},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{
+        Arc, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 pub use config::DsrConfig;
@@ -29,8 +32,9 @@ use crate::{
         Book, Echo, ServiceAddr, Target,
         book::{Entry, backend_stats, service_stats},
     },
+    base::{self, Edit, Function, StageCore, StageKind, State},
     flow_table::Shape,
-    stage::{StageCore, StageKind, sealed::Sealed},
+    stage::sealed::Sealed,
     sys::{self, object::Plan, route::Route},
 };
 
@@ -79,8 +83,8 @@ static KIND: StageKind = StageKind {
 #[derive(Debug)]
 pub struct DsrBalancer {
     core: StageCore,
-    book: Arc<Mutex<Book<Transitions>>>,
-    check_on_link: bool,
+    state: Arc<State<Book<Transitions>>>,
+    check_on_link: AtomicBool,
 }
 
 impl Sealed for DsrBalancer {
@@ -90,6 +94,32 @@ impl Sealed for DsrBalancer {
 }
 
 impl Stage for DsrBalancer {}
+
+impl Function for DsrBalancer {
+    type Config = DsrConfig;
+
+    fn name_in(config: &DsrConfig) -> &str {
+        &config.name
+    }
+
+    fn load_new(config: &DsrConfig) -> Result<Self> {
+        Self::load(config)
+    }
+
+    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
+        Self::adopt(directory, name)
+    }
+
+    fn apply(&self, config: &DsrConfig) -> Result<()> {
+        self.configure(config)
+    }
+}
+
+/// The services and flows, as the tables have them.
+fn read_book(core: &StageCore) -> Result<Book<Transitions>> {
+    let flows = core.adopt_flow_table("flows")?;
+    Book::adopt(core, Transitions::of(core, flows)?)
+}
 
 impl DsrBalancer {
     /// Loads the program and creates its tables.
@@ -103,78 +133,81 @@ impl DsrBalancer {
         let rule = Transitions::of(&core, flows)?;
         rule.settings.write(0, &config.settings());
         let book = Book::new(&core, &config.book(), rule)?;
-        Ok(Self { core, book: Arc::new(Mutex::new(book)), check_on_link: config.check_on_link })
+        Ok(Self::of(core, book, config.check_on_link))
     }
 
     /// Takes over the tables (services, backends, flows, settings, counters) that an earlier process pinned under this
-    /// name. What that process was changing when it died is finished. To take over its attachments too, attach with the
-    /// same [`AttachOptions::pin`](crate::AttachOptions::pin).
+    /// name, as they are. What that process was changing when it died is finished. To take over its attachments too, attach
+    /// with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
     ///
     /// # Errors
-    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
+    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let core = StageCore::adopt(&KIND, directory.as_ref(), name)?;
-        let flows = core.adopt_flow_table("flows")?;
-        core.adopt_flow_table("fragments")?;
-        let rule = Transitions::of(&core, flows)?;
-        let book = Book::adopt(&core, rule)?;
-        Ok(Self { core, book: Arc::new(Mutex::new(book)), check_on_link: true })
+        let (core, book) = StageCore::adopt(&KIND, directory.as_ref(), name, |core| {
+            core.adopt_flow_table("fragments")?;
+            read_book(core)
+        })?;
+        Ok(Self::of(core, book, true))
+    }
+
+    fn of(core: StageCore, book: Book<Transitions>, check_on_link: bool) -> Self {
+        let state = Arc::new(State::new(book, read_book));
+        Self { core, state, check_on_link: check_on_link.into() }
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
-    /// it wants to go on where the last one ended. An adopted balancer keeps its services and settings.
+    /// it wants to go on where the last one ended. An adopted balancer keeps its services and flows, and follows the
+    /// configuration as by [`DsrBalancer::configure`].
     ///
     /// # Errors
-    /// As [`DsrBalancer::load`] and [`DsrBalancer::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
-    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
+    /// As [`DsrBalancer::load`], [`DsrBalancer::adopt`] and [`DsrBalancer::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &DsrConfig) -> Result<Self> {
-        let directory = directory.as_ref();
-        match Self::adopt(directory, &config.name) {
-            Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => {
-                let mut adopted = answer?;
-                adopted.was_made_with(directory, config)?;
-                adopted.check_on_link = config.check_on_link;
-                Ok(adopted)
-            }
-        }
+        base::load_or_adopt(directory.as_ref(), config)
     }
 
-    /// Refuses a configuration that wants what cannot change any more.
-    fn was_made_with(&self, directory: &Path, config: &DsrConfig) -> Result<()> {
+    /// From now on, follows this configuration, whose name is passed over. Without `outer_v4` or `outer_v6`, outer sources
+    /// stay what they are.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: `services`,
+    /// `backends`, `table_size`, `seed`, `flows`, `ring_bytes`; [`Error::Superseded`]. Nothing was changed then.
+    pub fn configure(&self, config: &DsrConfig) -> Result<()> {
         let core = &self.core;
         config.capacities()?;
-        let (book, flows) = (self.book(), Shape::capacity_of(core.entries("flows_lines")));
-        book.was_made_with(core, directory, &config.book())?;
-        core.was_made_with(directory, "flows", flows, config.flow_shape().capacity())?;
-        let (found, wanted) = (book.rule.settings.read(0), config.settings());
-        for (setting, of) in [
-            ("idle", (|set| set.idle) as fn(&Settings) -> u32),
-            ("longest_transition", |set| set.longest),
-            ("udp_grace", |set| set.udp_grace),
-        ] {
-            let seconds = |set: &Settings| format!("{} s", transition::seconds(of(set)));
-            core.was_made_with(directory, setting, seconds(&found), seconds(&wanted))?;
+        let book = self.edit()?;
+        book.check_fixed(core, &config.book())?;
+        let flows = Shape::capacity_of(core.entries("flows_lines"));
+        core.is_fixed("flows", flows, config.flow_shape().capacity())?;
+        core.is_fixed("ring_bytes", core.entries("events"), config.ring_bytes)?;
+        let (found, mut wanted) = (book.rule.settings.read(0), config.settings());
+        // Without a prefix, they are this host's own addresses, which are found out when they are needed.
+        if config.outer_v4.is_none() {
+            (wanted.outer4, wanted.outer4_mask) = (found.outer4, found.outer4_mask);
         }
-        // Without a prefix, they are this host's own addresses, which are found out later.
-        let differs_v4 = (found.outer4, found.outer4_mask) != (wanted.outer4, wanted.outer4_mask);
-        if let Some(net) = config.outer_v4.filter(|_| differs_v4) {
-            core.was_made_with(directory, "outer_v4", "another prefix".to_owned(), net.to_string())?;
+        if config.outer_v6.is_none() {
+            (wanted.outer6, wanted.outer6_mask) = (found.outer6, found.outer6_mask);
         }
-        let differs_v6 = (found.outer6, found.outer6_mask) != (wanted.outer6, wanted.outer6_mask);
-        if let Some(net) = config.outer_v6.filter(|_| differs_v6) {
-            core.was_made_with(directory, "outer_v6", "another prefix".to_owned(), net.to_string())?;
-        }
-        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
+        book.rule.settings.write(0, &wanted);
+        book.configure(&config.book());
+        self.check_on_link.store(config.check_on_link, Ordering::Relaxed);
+        Ok(())
     }
 
     fn book(&self) -> MutexGuard<'_, Book<Transitions>> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.look()
+    }
+
+    fn edit(&self) -> Result<Edit<'_, Book<Transitions>>> {
+        self.state.edit(&self.core)
     }
 
     /// From now on, does this with ICMP echo requests for virtual addresses.
-    pub fn set_echo(&self, echo: Echo) {
-        self.book().set_echo(echo);
+    ///
+    /// # Errors
+    /// [`Error::Superseded`].
+    pub fn set_echo(&self, echo: Echo) -> Result<()> {
+        self.edit()?.set_echo(echo);
+        Ok(())
     }
 
     /// Adds a service with its backends, each with a weight. Packets find it when all is in place.
@@ -198,7 +231,7 @@ impl DsrBalancer {
             flags |= SERVICE_BY_SOURCE;
         }
         let record = Service { flags, ..bytemuck::Zeroable::zeroed() };
-        self.book().insert_service(&self.core, address, record, &list)
+        self.edit()?.insert_service(&self.core, address, record, &list)
     }
 
     /// Removes a service: packets for it are none of ours any more.
@@ -206,7 +239,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn remove_service(&self, service: ServiceAddr) -> Result<()> {
-        self.book().remove_service(&self.core, &service)
+        self.edit()?.remove_service(&self.core, &service)
     }
 
     /// Adds a backend, or gives one that is there a weight and new flows (0: no new flows, as [`DsrBalancer::drain`]).
@@ -220,7 +253,7 @@ impl DsrBalancer {
         let forwarding = forwarding_of(self.book().entry(&service)?);
         let list = self.checked(&service, forwarding, [(backend, weight)])?;
         let (target, weight) = list[0];
-        self.book().set_backend(&self.core, &service, target, weight)
+        self.edit()?.set_backend(&self.core, &service, target, weight)
     }
 
     /// Makes this the service's list of backends, with one change of its table: those that are not in it are removed as by
@@ -231,7 +264,7 @@ impl DsrBalancer {
     pub fn set_backends(&self, service: ServiceAddr, backends: impl IntoIterator<Item = (IpAddr, u32)>) -> Result<()> {
         let forwarding = forwarding_of(self.book().entry(&service)?);
         let list = self.checked(&service, forwarding, backends)?;
-        self.book().set_backends(&self.core, &service, &list)
+        self.edit()?.set_backends(&self.core, &service, &list)
     }
 
     /// Gives a backend no new flows; those that it has stay. [`DsrBalancer::set_backend`] brings it back.
@@ -239,7 +272,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`], [`Error::UnknownBackend`].
     pub fn drain(&self, service: ServiceAddr, backend: IpAddr) -> Result<()> {
-        self.book().drain(&self.core, &service, target(backend))
+        self.edit()?.drain(&self.core, &service, target(backend))
     }
 
     /// Drains a backend, and forgets it when all its slots have forgotten it. Added again, it is another backend.
@@ -247,7 +280,7 @@ impl DsrBalancer {
     /// # Errors
     /// As [`DsrBalancer::drain`].
     pub fn remove_backend(&self, service: ServiceAddr, backend: IpAddr) -> Result<()> {
-        self.book().remove_backend(&self.core, &service, target(backend))
+        self.edit()?.remove_backend(&self.core, &service, target(backend))
     }
 
     /// Takes a backend out at once, with all flows that it has: their next packets go to other backends, which know
@@ -256,7 +289,7 @@ impl DsrBalancer {
     /// # Errors
     /// As [`DsrBalancer::drain`].
     pub fn kill(&self, service: ServiceAddr, backend: IpAddr) -> Result<()> {
-        self.book().kill(&self.core, &service, target(backend))
+        self.edit()?.kill(&self.core, &service, target(backend))
     }
 
     /// All services, in the order of protocol and address.
@@ -264,8 +297,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::Map`].
     pub fn services(&self) -> Result<Vec<DsrServiceEntry>> {
-        let mut book = self.book();
-        self.settle(&mut book)?;
+        let book = self.settled()?;
         book.entries().map(|(address, entry)| self.service_entry(&book, *address, entry)).collect()
     }
 
@@ -274,8 +306,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn service(&self, service: ServiceAddr) -> Result<DsrServiceEntry> {
-        let mut book = self.book();
-        self.settle(&mut book)?;
+        let book = self.settled()?;
         self.service_entry(&book, service, book.entry(&service)?)
     }
 
@@ -302,8 +333,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn backends(&self, service: ServiceAddr) -> Result<Vec<DsrBackendEntry>> {
-        let mut book = self.book();
-        self.settle(&mut book)?;
+        let book = self.settled()?;
         let entry = book.entry(&service)?;
         let (mut present, mut previous) = (vec![0; 1 << 16], vec![0; 1 << 16]);
         for (_, word) in book.words(entry) {
@@ -329,10 +359,10 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::EventsTaken`] while another reader of these events lives in this process.
     pub fn events(&self) -> Result<Events<DsrEvent>> {
-        let book = Arc::clone(&self.book);
+        let state = Arc::clone(&self.state);
         let decode = move |record: &[u8]| {
             let event = bytemuck::try_pod_read_unaligned::<Event>(record).ok()?;
-            let book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            let book = state.look();
             let member = book.member(event.backend as u16).filter(|(_, member)| member.identity == event.identity);
             DsrEvent::decode(&event, member.map(|(service, member)| (*service, member.target.address)))
         };
@@ -364,6 +394,16 @@ impl DsrBalancer {
             UdpSocket::bind(any).and_then(|socket| socket.send_to(&[], (*address, DISCARD))).is_err()
         };
         addresses.iter().filter(|address| probe(address)).count()
+    }
+
+    /// What there is after [`DsrBalancer::settle`], or without it where another process has taken over.
+    fn settled(&self) -> Result<MutexGuard<'_, Book<Transitions>>> {
+        match self.state.try_edit(&self.core) {
+            Ok(mut book) => self.settle(&mut book)?,
+            Err(Error::Superseded { .. } | Error::PinsLocked { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.book())
     }
 
     /// Ends the transitions whose time is over in slots that no packet came to, and forgets backends that are gone. All
@@ -403,7 +443,7 @@ impl DsrBalancer {
             Forwarding::L2 if backend.is_ipv4() != service.address.is_ipv4() => {
                 refuse("an address of the service's family: L2 forwarding leaves packets as they are")
             }
-            Forwarding::L2 if self.check_on_link => match route_to(backend)? {
+            Forwarding::L2 if self.check_on_link.load(Ordering::Relaxed) => match route_to(backend)? {
                 Some(Route { local: true, .. }) => refuse("another host"),
                 Some(Route { gateway: false, .. }) => Ok(()),
                 _ => refuse("a neighbour on a link of this host: L2 forwarding does not reach through a router"),
@@ -415,7 +455,7 @@ impl DsrBalancer {
 
     /// Where no outer source is configured, it is the address that this host sends from.
     fn choose_outer(&self, backend: IpAddr) -> Result<()> {
-        let book = self.book();
+        let book = self.edit()?;
         let mut settings: Settings = book.rule.settings.read(0);
         let missing = if backend.is_ipv4() { settings.outer4 == 0 } else { settings.outer6 == [0; 2] };
         if !missing {

@@ -57,7 +57,7 @@ impl DsrBalancer {
     /// balancer.insert_service(web, DsrService::l2(), backends.map(|backend| (backend, 1)))?;
     /// let _clients = balancer.attach(&AttachOptions::new("eth0"))?;
     /// let _probes = balancer.attach(&AttachOptions::new("h1"))?;
-    /// balancer.set_probe_interface(Some(&Interface::by_name("h1")?));
+    /// balancer.set_probe_interface(Some(&Interface::by_name("h1")?))?;
     ///
     /// let follower = Arc::clone(&balancer);
     /// let checks = HealthChecks::new(move |change: HealthChange<(ServiceAddr, IpAddr)>| {
@@ -80,8 +80,12 @@ impl DsrBalancer {
     /// [`Reason::Probed`]: crate::Reason::Probed
     /// [`Reason::NotAProbe`]: crate::Reason::NotAProbe
     /// [`Forwarding::IpIp`]: super::Forwarding::IpIp
-    pub fn set_probe_interface(&self, interface: Option<&Interface>) {
-        self.book().set_probe_interface(interface.map_or(0, Interface::index));
+    ///
+    /// # Errors
+    /// [`Error::Superseded`].
+    pub fn set_probe_interface(&self, interface: Option<&Interface>) -> Result<()> {
+        self.edit()?.set_probe_interface(interface.map_or(0, Interface::index));
+        Ok(())
     }
 
     /// Where probes of this backend come from: `host`, an address of this host, and the port by which the balancer knows
@@ -121,7 +125,7 @@ impl DsrBalancer {
     /// [`Error::UnknownService`]; [`Error::UnknownBackend`] also for one that is leaving: nothing brings it back.
     #[cfg(feature = "health")]
     pub fn set_health(&self, service: ServiceAddr, backend: IpAddr, health: Health) -> Result<()> {
-        let mut book = self.book();
+        let mut book = self.edit()?;
         let Some(member) = book.entry(&service)?.staying(target(backend)).copied() else {
             return Err(Error::UnknownBackend { service: service.to_string(), backend: backend.to_string() });
         };

@@ -10,9 +10,9 @@ use crate::{
         },
         service::{Address, Backend, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT},
     },
-    balancer::{SlotRule, hash::raw4, store::Table},
+    balancer::{SlotRule, hash::raw4},
+    base::{Records, StageCore},
     flow_table::FlowTable,
-    stage::StageCore,
     sys::{self, mmap::LongMapping},
 };
 
@@ -26,11 +26,6 @@ pub(super) fn length(duration: Duration) -> u32 {
     u32::try_from((duration.as_nanos() >> TIME_SHIFT) + 1).unwrap_or(u32::MAX).min(i32::MAX as u32)
 }
 
-/// A length of time in the program's unit, in seconds.
-pub(super) fn seconds(length: u32) -> u64 {
-    (u64::from(length) << TIME_SHIFT) / 1_000_000_000
-}
-
 pub(super) fn now() -> u32 {
     time(sys::monotonic_coarse())
 }
@@ -38,10 +33,10 @@ pub(super) fn now() -> u32 {
 /// How slots change hands, and the flows that are remembered meanwhile.
 #[derive(Debug)]
 pub(super) struct Transitions {
-    transitions: Table<Transition>,
-    pub(super) settings: Table<Settings>,
+    transitions: Records<Transition>,
+    pub(super) settings: Records<Settings>,
     flows: FlowTable<LongMapping>,
-    sides: Table<Side>,
+    sides: Records<Side>,
 }
 
 /// What is known of a flow whose slot is in transition.
@@ -56,10 +51,10 @@ pub(super) enum Recorded {
 impl Transitions {
     pub(super) fn of(core: &StageCore, flows: FlowTable<LongMapping>) -> Result<Self> {
         Ok(Self {
-            transitions: Table::of(core, "transitions")?,
-            settings: Table::of(core, "settings")?,
+            transitions: Records::of(core, "transitions")?,
+            settings: Records::of(core, "settings")?,
             flows,
-            sides: Table::of(core, "flow_sides")?,
+            sides: Records::of(core, "flow_sides")?,
         })
     }
 

@@ -30,7 +30,7 @@ impl Firewall {
     /// (a plain rule has no qualifier and no end and does not only count);
     /// [`Error::ListPending`]; [`Error::Map`]. Nothing was changed then.
     pub fn insert(&self, selector: Selector, rule: Rule) -> Result<Option<Rule>> {
-        self.book().insert(&self.core, selector, rule)
+        self.edit()?.insert(&self.core, selector, rule)
     }
 
     /// Sets many rules, each as [`Firewall::insert`] does: all of them, or none. Packets see one after the other. A
@@ -39,7 +39,7 @@ impl Firewall {
     /// # Errors
     /// As [`Firewall::insert`], naming the first rule that was refused. The earlier rules are back then.
     pub fn insert_many(&self, rules: impl IntoIterator<Item = (Selector, Rule)>) -> Result<Inserted> {
-        let mut book = self.book();
+        let mut book = self.edit()?;
         let mut done = Vec::new();
         let mut report = Inserted::default();
         for (selector, rule) in rules {
@@ -69,7 +69,7 @@ impl Firewall {
     /// [`Error::TooManyRules`] when packets would then be compared with more rules than they
     /// may; [`Error::ListPending`]; [`Error::Map`].
     pub fn remove(&self, selector: Selector) -> Result<Option<Rule>> {
-        self.book().remove(&self.core, &selector)
+        self.edit()?.remove(&self.core, &selector)
     }
 
     /// Removes the rules with these selectors, all of them or none, and answers how many there were.
@@ -77,7 +77,7 @@ impl Firewall {
     /// # Errors
     /// As [`Firewall::remove`].
     pub fn remove_many(&self, selectors: impl IntoIterator<Item = Selector>) -> Result<usize> {
-        let mut book = self.book();
+        let mut book = self.edit()?;
         let mut done = Vec::new();
         for selector in selectors {
             match book.remove(&self.core, &selector) {

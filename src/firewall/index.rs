@@ -4,12 +4,12 @@ use std::io;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::store::Records;
+use super::store::Rules;
 use crate::{
     Error, Result,
     abi::firewall::{Key4, Key6, LEAF_RULE},
+    base::StageCore,
     lpm::{self, Root, Table},
-    stage::StageCore,
     sys::{map::TypedMap, mmap::Mapping},
 };
 
@@ -151,7 +151,7 @@ impl Index {
     pub(super) fn set(
         &mut self,
         core: &StageCore,
-        records: &Records,
+        records: &Rules,
         list: usize,
         prefix: IpNet,
         leaf: u32,
@@ -179,7 +179,7 @@ impl Index {
     pub(super) fn remove(
         &mut self,
         core: &StageCore,
-        records: &Records,
+        records: &Rules,
         list: usize,
         prefix: IpNet,
         covering: u32,

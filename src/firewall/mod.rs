@@ -13,12 +13,7 @@ mod rule;
 mod selector;
 mod store;
 
-use std::{
-    mem::offset_of,
-    net::IpAddr,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{mem::offset_of, net::IpAddr, path::Path, sync::MutexGuard};
 
 use book::Book;
 pub use book::Replaced;
@@ -31,13 +26,16 @@ pub use pending::PendingList;
 pub use rule::{Decision, Rule, RuleEntry};
 pub use selector::Selector;
 
+#[allow(unused_imports, reason = "for links in the documentation")]
+use crate::Error;
 use crate::{
-    Error, Events, PacketEvent, Result, Stage,
+    Events, PacketEvent, Result, Stage,
     abi::{
         event::Event,
         firewall::{ENGINE_COMPILED, Settings},
     },
-    stage::{StageCore, StageKind, sealed::Sealed},
+    base::{self, Edit, Function, StageCore, StageKind, State},
+    stage::sealed::Sealed,
     sys::{self, object::Plan},
 };
 
@@ -97,14 +95,14 @@ static KIND: StageKind = StageKind {
 /// # }
 /// ```
 ///
-/// A change takes effect with the next packet. The value keeps a mirror of the rules, some 100 bytes each; while it
-/// lives, no other process may change them.
+/// A change takes effect with the next packet. The value keeps a mirror of the rules, some 100 bytes each. When
+/// another process adopts them, edits by this one return [`Error::Superseded`].
 ///
 /// Needs Linux 5.18 or newer (tested from 6.1 on), `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`.
 #[derive(Debug)]
 pub struct Firewall {
     core: StageCore,
-    book: Mutex<Book>,
+    state: State<Book>,
 }
 
 impl Sealed for Firewall {
@@ -114,6 +112,26 @@ impl Sealed for Firewall {
 }
 
 impl Stage for Firewall {}
+
+impl Function for Firewall {
+    type Config = FirewallConfig;
+
+    fn name_in(config: &FirewallConfig) -> &str {
+        &config.name
+    }
+
+    fn load_new(config: &FirewallConfig) -> Result<Self> {
+        Self::load(config)
+    }
+
+    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
+        Self::adopt(directory, name)
+    }
+
+    fn apply(&self, config: &FirewallConfig) -> Result<()> {
+        self.configure(config)
+    }
+}
 
 impl Firewall {
     /// Loads the program and creates its tables.
@@ -131,52 +149,38 @@ impl Firewall {
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
-    /// it wants to go on where the last one ended. An adopted firewall keeps its rules and policies.
+    /// it wants to go on where the last one ended. An adopted firewall keeps its rules and counters, and follows the
+    /// configuration as by [`Firewall::configure`].
     ///
     /// # Errors
-    /// As [`Firewall::load`] and [`Firewall::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
-    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
+    /// As [`Firewall::load`], [`Firewall::adopt`] and [`Firewall::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &FirewallConfig) -> Result<Self> {
-        let directory = directory.as_ref();
-        match Self::adopt(directory, &config.name) {
-            Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => {
-                let adopted = answer?;
-                adopted.was_made_with(directory, config)?;
-                Ok(adopted)
-            }
-        }
+        base::load_or_adopt(directory.as_ref(), config)
     }
 
-    /// Refuses a configuration that wants what cannot change any more.
-    fn was_made_with(&self, directory: &Path, config: &FirewallConfig) -> Result<()> {
-        let core = &self.core;
-        let (capacity, sizes) = (config::capacity_of(core.entries("rules")), config.sizes()?);
-        core.was_made_with(directory, "capacity", capacity, config.capacity)?;
-        let name = |engine| if engine == ENGINE_COMPILED { "compiled" } else { "trie" };
-        let settings = self.book().settings.read();
-        core.was_made_with(directory, "engine", name(settings.engine), name(sizes.settings.engine))?;
-        core.was_made_with(directory, "rule_counters", settings.counters != 0, sizes.settings.counters != 0)?;
-        let lines = sizes.maps.iter().find(|(map, _)| *map == "lpm_lines").map_or(0, |(_, lines)| *lines);
-        core.was_made_with(directory, "table_lines", core.entries("lpm_lines"), lines)?;
-        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
-    }
-
-    /// From now on, follows the policies of this configuration; its name, engine and sizes are passed over. For an
-    /// adopted firewall, whose policies are those that it was pinned with.
+    /// From now on, follows this configuration, whose name is passed over.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
+    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: capacity,
+    /// engine, `table_lines`, `rule_counters`, `ring_bytes`; [`Error::Superseded`]. Nothing was changed then.
     pub fn configure(&self, config: &FirewallConfig) -> Result<()> {
-        let settings = config.sizes()?.settings;
-        let book = self.book();
+        let (core, sizes) = (&self.core, config.sizes()?);
+        let book = self.edit()?;
+        let (found, wanted) = (book.settings.read(), sizes.settings);
+        core.is_fixed("capacity", config::capacity_of(core.entries("rules")), config.capacity)?;
+        let name = |engine| if engine == ENGINE_COMPILED { "compiled" } else { "trie" };
+        core.is_fixed("engine", name(found.engine), name(wanted.engine))?;
+        core.is_fixed("rule_counters", found.counters != 0, wanted.counters != 0)?;
+        let lines = sizes.maps.iter().find(|(map, _)| *map == "lpm_lines").map_or(0, |(_, lines)| *lines);
+        core.is_fixed("table_lines", core.entries("lpm_lines"), lines)?;
+        core.is_fixed("ring_bytes", core.entries("events"), config.ring_bytes)?;
         for (offset, word) in [
-            (offset_of!(Settings, default_action), settings.default_action),
-            (offset_of!(Settings, not_ip), settings.not_ip),
-            (offset_of!(Settings, unsupported), settings.unsupported),
-            (offset_of!(Settings, neighbours), settings.neighbours),
-            (offset_of!(Settings, count_only), settings.count_only),
-            (offset_of!(Settings, sample), settings.sample),
+            (offset_of!(Settings, default_action), wanted.default_action),
+            (offset_of!(Settings, not_ip), wanted.not_ip),
+            (offset_of!(Settings, unsupported), wanted.unsupported),
+            (offset_of!(Settings, neighbours), wanted.neighbours),
+            (offset_of!(Settings, count_only), wanted.count_only),
+            (offset_of!(Settings, sample), wanted.sample),
         ] {
             book.settings.set(offset, word);
         }
@@ -193,18 +197,20 @@ impl Firewall {
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build
     /// cannot understand the tables.
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let core = StageCore::adopt(&KIND, directory.as_ref(), name)?;
-        let capacity = config::capacity_of(core.map("rules").capacity());
-        let book = Book::adopt(&core, capacity)?;
+        let (core, book) = StageCore::adopt(&KIND, directory.as_ref(), name, Book::adopt)?;
         Ok(Self::of(core, book))
     }
 
     fn of(core: StageCore, book: Book) -> Self {
-        Self { core, book: Mutex::new(book) }
+        Self { core, state: State::new(book, Book::adopt) }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.look()
+    }
+
+    fn edit(&self) -> Result<Edit<'_, Book>> {
+        self.state.edit(&self.core)
     }
 
     /// What finds the rules: never [`Engine::Auto`].
@@ -217,7 +223,7 @@ impl Firewall {
     /// [`FirewallConfig::not_ip`] says otherwise.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`].
     pub fn set_default(&self, decision: Decision) -> Result<()> {
         self.set(offset_of!(Settings, default_action), decision.action())
     }
@@ -226,7 +232,7 @@ impl Firewall {
     /// dropped in any case.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`].
     pub fn set_count_only(&self, only: bool) -> Result<()> {
         self.set(offset_of!(Settings, count_only), only.into())
     }
@@ -234,13 +240,13 @@ impl Firewall {
     /// From now on, every n-th dropped packet of each CPU becomes an event; 0 for none.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`].
     pub fn set_sample(&self, every: u32) -> Result<()> {
         self.set(offset_of!(Settings, sample), every)
     }
 
     fn set(&self, offset: usize, word: u32) -> Result<()> {
-        self.book().settings.set(offset, word);
+        self.edit()?.settings.set(offset, word);
         Ok(())
     }
 
@@ -249,7 +255,7 @@ impl Firewall {
     /// # Errors
     /// [`Error::Map`].
     pub fn get(&self, selector: Selector) -> Result<Option<RuleEntry>> {
-        self.book().get(&self.core, &selector)
+        Ok(self.book().get(&selector))
     }
 
     /// The rule that decides over packets from this address that no rule with a destination, protocol or ports is about;
@@ -277,7 +283,7 @@ impl Firewall {
     }
 
     fn first(&self, source: IpAddr, is_about: impl Fn(&Selector) -> bool) -> Result<Option<RuleEntry>> {
-        let asked = self.book().asked(&self.core, IpNet::from(source))?;
+        let asked = self.book().asked(IpNet::from(source));
         let decides =
             |entry: &RuleEntry| !entry.rule.count_only && !entry.rule.is_expired() && is_about(&entry.selector);
         Ok(asked.into_iter().find(decides))
@@ -289,7 +295,7 @@ impl Firewall {
     /// # Errors
     /// [`Error::Map`].
     pub fn iter(&self) -> Result<impl Iterator<Item = RuleEntry> + use<>> {
-        Ok(self.book().entries(&self.core)?.into_iter())
+        Ok(self.book().entries().into_iter())
     }
 
     /// How many rules there are, expired ones included.
@@ -297,7 +303,7 @@ impl Firewall {
     /// # Errors
     /// [`Error::Map`].
     pub fn len(&self) -> Result<usize> {
-        self.book().len(&self.core)
+        Ok(self.book().len())
     }
 
     /// Whether there is no rule.

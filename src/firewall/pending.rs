@@ -29,7 +29,7 @@ impl<'f> PendingList<'f> {
     /// # Errors
     /// [`Error::Map`](crate::Error::Map).
     pub fn remaining(&self) -> Result<Duration> {
-        let until = self.firewall.book().pending_until(&self.firewall.core)?;
+        let until = self.firewall.book().pending_until();
         Ok(until.unwrap_or_default().saturating_sub(sys::monotonic()))
     }
 
@@ -39,7 +39,7 @@ impl<'f> PendingList<'f> {
     /// [`Error::NotConfirmed`](crate::Error::NotConfirmed) when it was too late: the old list is in force again;
     /// [`Error::Map`](crate::Error::Map).
     pub fn confirm(self) -> Result<()> {
-        self.firewall.book().confirm(&self.firewall.core)
+        self.firewall.edit()?.confirm(&self.firewall.core)
     }
 
     /// Returns to the old list at once.
@@ -47,6 +47,6 @@ impl<'f> PendingList<'f> {
     /// # Errors
     /// [`Error::Map`](crate::Error::Map).
     pub fn roll_back(self) -> Result<()> {
-        self.firewall.book().roll_back(&self.firewall.core)
+        self.firewall.edit()?.roll_back(&self.firewall.core)
     }
 }

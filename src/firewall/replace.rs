@@ -42,7 +42,7 @@ impl Firewall {
         mut progress: impl FnMut(Progress),
     ) -> Result<Replaced> {
         let rules = rules.into_iter().collect();
-        self.book().replace(&self.core, rules, None, &mut progress)
+        self.edit()?.replace(&self.core, rules, None, &mut progress)
     }
 
     /// As [`Firewall::replace_all`], but the old list returns after `timeout` unless [`PendingList::confirm`] is
@@ -57,7 +57,7 @@ impl Firewall {
         timeout: Duration,
     ) -> Result<PendingList<'_>> {
         let rules = rules.into_iter().collect();
-        let replaced = self.book().replace(&self.core, rules, Some(timeout), &mut |_| ())?;
+        let replaced = self.edit()?.replace(&self.core, rules, Some(timeout), &mut |_| ())?;
         Ok(PendingList::new(self, Some(replaced)))
     }
 
@@ -66,7 +66,7 @@ impl Firewall {
     /// # Errors
     /// [`Error::Map`].
     pub fn pending(&self) -> Result<Option<PendingList<'_>>> {
-        let until = self.book().pending_until(&self.core)?;
+        let until = self.book().pending_until();
         Ok(until.map(|_| PendingList::new(self, None)))
     }
 }

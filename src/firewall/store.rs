@@ -1,5 +1,4 @@
-//! The firewall's mapped tables: settings, records of rules, counters. Every access is one aligned word, so that
-//! programs and other threads see the old or the new one.
+//! The firewall's mapped tables: settings, records of rules, counters.
 
 use std::{
     mem::offset_of,
@@ -10,38 +9,30 @@ use std::{
 use crate::{
     Count, Result,
     abi::firewall::{LIST, PENDING, Record, Settings, Uncounted},
-    stage::StageCore,
+    base::{Records, StageCore},
     sys::mmap::Mapping,
 };
 
-const RECORD_WORDS: usize = size_of::<Record>() / 4;
 /// Packets and bytes, 64 bits each.
 const COUNT_WORDS: usize = 4;
 const LOG_WORDS: usize = size_of::<Uncounted>() / 4;
 
-fn store(words: &[AtomicU32], at: usize, word: u32) {
-    // What was written before is there for whoever finds it by this word.
-    words[at].store(word, Ordering::Release);
-}
-
 /// The one entry of `settings`.
 #[derive(Debug)]
-pub(super) struct SettingsView(Mapping);
+pub(super) struct SettingsView(Records<Settings>);
 
 impl SettingsView {
     pub(super) fn of(core: &StageCore) -> Result<Self> {
-        Mapping::new(core.map("settings")).map(Self)
+        Records::of(core, "settings").map(Self)
     }
 
     pub(super) fn read(&self) -> Settings {
-        let mut words = [0; size_of::<Settings>() / 4];
-        words.iter_mut().zip(self.0.as_ref()).for_each(|(word, now)| *word = now.load(Ordering::Acquire));
-        bytemuck::cast(words)
+        self.0.read(0)
     }
 
     /// Sets the field of 32 bits at this offset.
     pub(super) fn set(&self, offset: usize, word: u32) {
-        store(self.0.as_ref(), offset / 4, word);
+        self.0.set(0, offset, word);
     }
 
     pub(super) fn set_roots(&self, list: usize, roots: [u32; 2]) {
@@ -67,29 +58,22 @@ impl SettingsView {
 
 /// `rules`.
 #[derive(Debug)]
-pub(super) struct Records(Mapping);
+pub(super) struct Rules(Records<Record>);
 
-impl Records {
+impl Rules {
     pub(super) fn of(core: &StageCore) -> Result<Self> {
-        Mapping::new(core.map("rules")).map(Self)
+        Records::of(core, "rules").map(Self)
     }
 
     pub(super) fn len(&self) -> u32 {
-        (self.0.as_ref().len() / RECORD_WORDS) as u32
-    }
-
-    fn start(id: u32) -> usize {
-        id as usize * RECORD_WORDS
+        self.0.len()
     }
 
     pub(super) fn read(&self, id: u32) -> Record {
-        let mut words = [0; RECORD_WORDS];
-        let now = &self.0.as_ref()[Self::start(id)..];
-        words.iter_mut().zip(now).for_each(|(word, now)| *word = now.load(Ordering::Relaxed));
-        bytemuck::cast(words)
+        self.0.read(id)
     }
 
-    /// The record that an event names, if a list holds it: read without the book's lock, and so until it stands still.
+    /// The record that an event names, if a list holds it: read without the state's lock, and so until it stands still.
     pub(super) fn in_use(&self, id: u32) -> Option<Record> {
         if id == 0 || id >= self.len() {
             return None;
@@ -107,24 +91,19 @@ impl Records {
 
     /// Writes a record that no program reads. Its flags come last: they say that it counts.
     pub(super) fn write(&self, id: u32, record: &Record) {
-        let words: [u32; RECORD_WORDS] = bytemuck::cast(*record);
-        let flags = offset_of!(Record, flags) / 4;
-        for (at, word) in words.into_iter().enumerate().filter(|(at, _)| *at != flags) {
-            self.0.as_ref()[Self::start(id) + at].store(word, Ordering::Relaxed);
-        }
-        store(self.0.as_ref(), Self::start(id) + flags, record.flags);
+        self.0.write_with_last(id, record, offset_of!(Record, flags));
     }
 
     pub(super) fn set_next(&self, id: u32, leaf: u32) {
-        store(self.0.as_ref(), Self::start(id) + offset_of!(Record, next) / 4, leaf);
+        self.0.set(id, offset_of!(Record, next), leaf);
     }
 
     pub(super) fn flags(&self, id: u32) -> u32 {
-        self.0.as_ref()[Self::start(id) + offset_of!(Record, flags) / 4].load(Ordering::Relaxed)
+        self.0.get(id, offset_of!(Record, flags))
     }
 
     pub(super) fn set_flags(&self, id: u32, flags: u32) {
-        store(self.0.as_ref(), Self::start(id) + offset_of!(Record, flags) / 4, flags);
+        self.0.set(id, offset_of!(Record, flags), flags);
     }
 
     /// Says that a list does not hold a record any more. What the record does there stays: a packet may be reading it.
@@ -134,11 +113,11 @@ impl Records {
 
     /// Whether the record was ever written: every rule has a counter.
     pub(super) fn was_used(&self, id: u32) -> bool {
-        self.0.as_ref()[Self::start(id) + offset_of!(Record, counter) / 4].load(Ordering::Relaxed) != 0
+        self.0.get(id, offset_of!(Record, counter)) != 0
     }
 
     pub(super) fn source_length(&self, id: u32) -> u8 {
-        let word = self.0.as_ref()[Self::start(id) + offset_of!(Record, source_length) / 4].load(Ordering::Relaxed);
+        let word = self.0.get(id, offset_of!(Record, source_length) & !3);
         word.to_le_bytes()[offset_of!(Record, source_length) % 4]
     }
 }

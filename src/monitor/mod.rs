@@ -8,7 +8,8 @@ use crate::{
         event::Event,
         monitor::{PROTOCOLS, Settings},
     },
-    stage::{StageCore, StageKind, sealed::Sealed},
+    base::{self, Function, StageCore, StageKind},
+    stage::sealed::Sealed,
     sys::{self, object::Plan},
 };
 
@@ -60,6 +61,14 @@ impl MonitorConfig {
     pub fn ring_bytes(mut self, bytes: u32) -> Self {
         self.ring_bytes = bytes;
         self
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.ring_bytes.is_power_of_two() && self.ring_bytes >= 4096 {
+            return Ok(());
+        }
+        let expected = "a power of two of at least 4096";
+        Err(Error::Invalid { what: "ring_bytes", value: self.ring_bytes.to_string(), expected })
     }
 }
 
@@ -190,61 +199,73 @@ impl Sealed for PacketMonitor {
 
 impl Stage for PacketMonitor {}
 
+impl Function for PacketMonitor {
+    type Config = MonitorConfig;
+
+    fn name_in(config: &MonitorConfig) -> &str {
+        &config.name
+    }
+
+    fn load_new(config: &MonitorConfig) -> Result<Self> {
+        Self::load(config)
+    }
+
+    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
+        Self::adopt(directory, name)
+    }
+
+    fn apply(&self, config: &MonitorConfig) -> Result<()> {
+        self.configure(config)
+    }
+}
+
 impl PacketMonitor {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &MonitorConfig) -> Result<Self> {
-        if !config.ring_bytes.is_power_of_two() || config.ring_bytes < 4096 {
-            return Err(Error::Invalid {
-                what: "ring_bytes",
-                value: config.ring_bytes.to_string(),
-                expected: "a power of two of at least 4096",
-            });
-        }
+        config.check()?;
         let monitor = Self { core: StageCore::load(&KIND, &config.name, &[("events", config.ring_bytes)])? };
         monitor.set_sample(config.sample)?;
         Ok(monitor)
     }
 
-    /// Takes over the tables (counters, settings, events) that an earlier process pinned under this name. To
+    /// Takes over the tables (counters, settings, events) that an earlier process pinned under this name, as they are. To
     /// take over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
     ///
     /// # Errors
-    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
+    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        Ok(Self { core: StageCore::adopt(&KIND, directory.as_ref(), name)? })
+        let (core, ()) = StageCore::adopt(&KIND, directory.as_ref(), name, |_| Ok(()))?;
+        Ok(Self { core })
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
-    /// it wants to go on where the last one ended. An adopted monitor keeps its settings.
+    /// it wants to go on where the last one ended. An adopted monitor keeps its actions and counters, and follows the
+    /// configuration as by [`PacketMonitor::configure`].
     ///
     /// # Errors
-    /// As [`PacketMonitor::load`] and [`PacketMonitor::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
-    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
+    /// As [`PacketMonitor::load`], [`PacketMonitor::adopt`] and [`PacketMonitor::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &MonitorConfig) -> Result<Self> {
-        let directory = directory.as_ref();
-        match Self::adopt(directory, &config.name) {
-            Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => {
-                let adopted = answer?;
-                adopted.was_made_with(directory, config)?;
-                Ok(adopted)
-            }
-        }
+        base::load_or_adopt(directory.as_ref(), config)
     }
 
-    /// Refuses a configuration that wants what cannot change any more.
-    fn was_made_with(&self, directory: &Path, config: &MonitorConfig) -> Result<()> {
-        let core = &self.core;
-        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
+    /// From now on, follows this configuration, whose name is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: `ring_bytes`;
+    /// [`Error::Superseded`]. Nothing was changed then.
+    pub fn configure(&self, config: &MonitorConfig) -> Result<()> {
+        config.check()?;
+        self.core.is_fixed("ring_bytes", self.core.entries("events"), config.ring_bytes)?;
+        self.set_sample(config.sample)
     }
 
     /// From now on, every n-th packet of each CPU becomes an event; 0 for none.
     ///
     /// # Errors
-    /// [`Error::Map`].
+    /// [`Error::Map`]; [`Error::Superseded`].
     pub fn set_sample(&self, every: u32) -> Result<()> {
         self.change(|settings| settings.sample = every)
     }
@@ -258,7 +279,7 @@ impl PacketMonitor {
     /// with a single one: a tool for looking, not for production.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for [`Action::Redirect`], which needs a target; [`Error::Map`].
+    /// [`Error::Invalid`] for [`Action::Redirect`], which needs a target; [`Error::Map`]; [`Error::Superseded`].
     pub fn set_action(&self, protocol: Protocol, action: Option<Action>) -> Result<()> {
         if action == Some(Action::Redirect) {
             return Err(Error::Invalid {

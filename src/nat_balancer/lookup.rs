@@ -75,11 +75,12 @@ impl NatBalancer {
         })
     }
 
-    /// Ends a connection: packets of it are of none from now on. False when it had ended already.
+    /// Terminates a connection; later packets no longer match it. Returns `false` if it was already gone.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`](crate::Error::Superseded).
     pub fn end(&self, connection: &Connection) -> Result<bool> {
+        let _edit = self.edit()?;
         Ok(self.connections.end(connection.record, &connection.raw))
     }
 
@@ -88,10 +89,12 @@ impl NatBalancer {
     /// this every second or minute keeps lists and counts true. Nothing waits meanwhile.
     ///
     /// # Errors
-    /// [`Error::Map`](crate::Error::Map), [`Error::TestRun`](crate::Error::TestRun).
+    /// [`Error::Map`](crate::Error::Map), [`Error::TestRun`](crate::Error::TestRun),
+    /// [`Error::Superseded`](crate::Error::Superseded).
     pub fn collect(&self) -> Result<usize> {
+        let mut book = self.edit()?;
         let collected = self.connections.collect(&self.connections.judge()?);
-        self.book().release(&self.core)?;
+        book.release(&self.core)?;
         Ok(collected)
     }
 

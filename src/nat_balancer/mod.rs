@@ -13,7 +13,7 @@ use std::{
     mem::offset_of,
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard},
 };
 
 pub use config::{NatConfig, NatMode, NatService, NatTimeouts, Scheduler};
@@ -22,10 +22,11 @@ pub use event::{NatEvent, NatEventKind};
 
 use crate::{
     BackendState, Error, Events, Result, Stage,
-    abi::nat_balancer::{self as abi, DESTINATION_ONLY, Settings},
+    abi::nat_balancer::{self as abi, DESTINATION_ONLY, STATES, Settings},
     balancer::Book,
+    base::{self, Edit, Function, StageCore, StageKind, State},
     flow_table::Shape,
-    stage::{StageCore, StageKind, sealed::Sealed},
+    stage::sealed::Sealed,
     sys::{self, clock::Clock, mmap::LongMapping, object::Plan},
 };
 use rule::NatRule;
@@ -82,13 +83,14 @@ pub struct NatBackend {
 /// # }
 /// ```
 ///
-/// A change takes effect with the next packet. While the value lives, no other process may change its services.
+/// A change takes effect with the next packet. When another process adopts the tables, edits by this value return
+/// [`Error::Superseded`].
 ///
 /// Needs Linux 5.18 or newer (tested from 6.1 on), `CAP_BPF`, `CAP_PERFMON` and `CAP_NET_ADMIN`.
 #[derive(Debug)]
 pub struct NatBalancer {
     core: StageCore,
-    book: Arc<Mutex<Book<NatRule>>>,
+    state: Arc<State<Book<NatRule>>>,
     connections: Arc<Connections>,
 }
 
@@ -99,6 +101,47 @@ impl Sealed for NatBalancer {
 }
 
 impl Stage for NatBalancer {}
+
+impl Function for NatBalancer {
+    type Config = NatConfig;
+
+    fn name_in(config: &NatConfig) -> &str {
+        &config.name
+    }
+
+    fn load_new(config: &NatConfig) -> Result<Self> {
+        Self::load(config)
+    }
+
+    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
+        Self::adopt(directory, name)
+    }
+
+    fn apply(&self, config: &NatConfig) -> Result<()> {
+        self.configure(config)
+    }
+}
+
+/// The services, as the tables have them.
+fn read_book(core: &StageCore, connections: &Arc<Connections>) -> Result<Book<NatRule>> {
+    let rule = NatRule::new(Arc::clone(connections), LongMapping::new(core.map("backend_index"))?);
+    let book = Book::adopt(core, rule)?;
+    let mut kept = false;
+    for (service, entry) in book.entries() {
+        if entry.record.flags & DESTINATION_ONLY == 0 {
+            continue;
+        }
+        kept = true;
+        for member in &entry.members {
+            let number = book.backends.read(member.id.into()).function[1] as u16;
+            let tuple = (service.protocol, member.target.address, member.target.port);
+            book.rule.tuples().adopt(tuple, number);
+        }
+    }
+    book.rule.tuples().sweep();
+    connections.settings.set(0, offset_of!(Settings, destination_only), kept.into());
+    Ok(book)
+}
 
 impl NatBalancer {
     /// Loads the program and creates its tables.
@@ -122,83 +165,82 @@ impl NatBalancer {
         for address in &config.addresses {
             book.hold(*address)?;
         }
-        Ok(Self { core, book: Arc::new(Mutex::new(book)), connections })
+        Ok(Self::of(core, book, connections))
     }
 
-    /// Takes over the tables (services, connections, counters) that an earlier process pinned under this name. To take
-    /// over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
+    /// Takes over the tables (services, connections, counters) that an earlier process pinned under this name, as they are. To
+    /// take over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
     ///
     /// The earlier process may have died at any moment: what it had begun to change is finished.
     ///
     /// # Errors
-    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
+    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let core = StageCore::adopt(&KIND, directory.as_ref(), name)?;
         let unusable = || Error::PinMismatch {
-            path: crate::pin::map_path(directory.as_ref(), name, "flows_table"),
+            path: base::map_path(directory.as_ref(), name, "flows_table"),
             what: "the flow table".into(),
             found: "of other sizes than it says".into(),
             expected: "a table that a NAT balancer has made".into(),
         };
-        let connections = Arc::new(Connections::adopt(&core, Clock::new()?)?.ok_or_else(unusable)?);
-        connections.heal();
-        let rule = NatRule::new(Arc::clone(&connections), LongMapping::new(core.map("backend_index"))?);
-        let book = Book::adopt(&core, rule)?;
-        let mut kept = false;
-        for (service, entry) in book.entries() {
-            if entry.record.flags & DESTINATION_ONLY == 0 {
-                continue;
-            }
-            kept = true;
-            for member in &entry.members {
-                let number = book.backends.read(member.id.into()).function[1] as u16;
-                let tuple = (service.protocol, member.target.address, member.target.port);
-                book.rule.tuples().adopt(tuple, number);
-            }
-        }
-        book.rule.tuples().sweep();
-        connections.settings.set(0, offset_of!(Settings, destination_only), kept.into());
-        Ok(Self { core, book: Arc::new(Mutex::new(book)), connections })
+        let (core, (book, connections)) = StageCore::adopt(&KIND, directory.as_ref(), name, |core| {
+            let connections = Arc::new(Connections::adopt(core, Clock::new()?)?.ok_or_else(unusable)?);
+            connections.heal();
+            Ok((read_book(core, &connections)?, connections))
+        })?;
+        Ok(Self::of(core, book, connections))
+    }
+
+    fn of(core: StageCore, book: Book<NatRule>, connections: Arc<Connections>) -> Self {
+        let known = Arc::clone(&connections);
+        let state = Arc::new(State::new(book, move |core| {
+            known.heal();
+            read_book(core, &known)
+        }));
+        Self { core, state, connections }
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
-    /// it wants to go on where the last one ended. An adopted balancer keeps its services and settings.
+    /// it wants to go on where the last one ended. An adopted balancer keeps its services and connections, and follows the
+    /// configuration as by [`NatBalancer::configure`].
     ///
     /// # Errors
-    /// As [`NatBalancer::load`] and [`NatBalancer::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
-    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
+    /// As [`NatBalancer::load`], [`NatBalancer::adopt`] and [`NatBalancer::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &NatConfig) -> Result<Self> {
-        let directory = directory.as_ref();
-        match Self::adopt(directory, &config.name) {
-            Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => {
-                let adopted = answer?;
-                adopted.was_made_with(directory, config)?;
-                Ok(adopted)
-            }
-        }
+        base::load_or_adopt(directory.as_ref(), config)
     }
 
-    /// Refuses a configuration that wants what cannot change any more.
-    fn was_made_with(&self, directory: &Path, config: &NatConfig) -> Result<()> {
-        let core = &self.core;
-        let hertz = Clock::new()?.hertz();
+    /// From now on, follows this configuration, whose name is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: `capacity`,
+    /// `services`, `backends`, `table_size`, `seed`, `addresses`, `ports`, `ring_bytes`; [`Error::Superseded`]. Nothing was
+    /// changed then.
+    pub fn configure(&self, config: &NatConfig) -> Result<()> {
+        let (core, hertz) = (&self.core, self.connections.clock.hertz());
         config.capacities(hertz)?;
-        let (book, found) = (self.book(), self.connections.settings.read(0));
+        let timeouts = config.timeouts.ticks(hertz)?;
+        let (book, found) = (self.edit()?, self.connections.settings.read(0));
         let capacity = |lines| Shape::capacity_of(lines) / config::ENTRIES_A_FLOW;
-        let wanted = capacity(config.shape().total());
-        core.was_made_with(directory, "capacity", capacity(core.entries("flows_lines")), wanted)?;
-        book.was_made_with(core, directory, &config.book(hertz))?;
+        core.is_fixed("capacity", capacity(core.entries("flows_lines")), capacity(config.shape().total()))?;
+        book.check_fixed(core, &config.book(hertz))?;
         let ports = format!("{}..={}", found.first_port, found.last_port);
-        core.was_made_with(directory, "ports", ports, format!("{:?}", config.ports))?;
+        core.is_fixed("ports", ports, format!("{:?}", config.ports))?;
         let held: BTreeSet<IpAddr> = config.addresses.iter().copied().collect();
-        core.was_made_with(directory, "addresses", format!("{:?}", book.held), format!("{held:?}"))?;
-        core.was_made_with(directory, "reset_unknown", found.reset_unknown != 0, config.reset_unknown)?;
-        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
+        core.is_fixed("addresses", format!("{:?}", book.held), format!("{held:?}"))?;
+        core.is_fixed("ring_bytes", core.entries("events"), config.ring_bytes)?;
+        book.configure(&config.book(hertz));
+        self.write_timeouts(timeouts);
+        self.set(offset_of!(Settings, reset_unknown), config.reset_unknown.into());
+        self.set(offset_of!(Settings, sample), config.sample);
+        Ok(())
     }
 
     fn book(&self) -> MutexGuard<'_, Book<NatRule>> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.look()
+    }
+
+    fn edit(&self) -> Result<Edit<'_, Book<NatRule>>> {
+        self.state.edit(&self.core)
     }
 
     /// Connections that there can be: [`NatConfig::capacity`], rounded up.
@@ -210,20 +252,26 @@ impl NatBalancer {
     /// From now on, these timeouts hold, also for the connections that there are.
     ///
     /// # Errors
-    /// [`Error::Invalid`].
+    /// [`Error::Invalid`]; [`Error::Superseded`].
     pub fn set_timeouts(&self, timeouts: &NatTimeouts) -> Result<()> {
         let ticks = timeouts.ticks(self.connections.clock.hertz())?;
+        let _edit = self.edit()?;
+        self.write_timeouts(ticks);
+        Ok(())
+    }
+
+    fn write_timeouts(&self, ticks: [u32; STATES]) {
         for (at, ticks) in ticks.into_iter().enumerate() {
             self.set(offset_of!(Settings, timeout) + 4 * at, ticks);
         }
-        Ok(())
     }
 
     /// From now on, every n-th event of each CPU is reported; 0 for none.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`].
     pub fn set_sample(&self, every: u32) -> Result<()> {
+        let _edit = self.edit()?;
         self.set(offset_of!(Settings, sample), every);
         Ok(())
     }
@@ -246,10 +294,10 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::EventsTaken`] while another reader of these events lives in this process.
     pub fn events(&self) -> Result<Events<NatEvent>> {
-        let book = Arc::clone(&self.book);
+        let state = Arc::clone(&self.state);
         let decode = move |record: &[u8]| {
             let event = bytemuck::try_pod_read_unaligned::<abi::Event>(record).ok()?;
-            let book = book.lock().unwrap_or_else(PoisonError::into_inner);
+            let book = state.look();
             let service = book.entries().find(|(_, entry)| entry.number == event.service).map(|(service, _)| *service);
             let member = book.member(event.backend).filter(|(_, member)| member.identity == event.identity);
             let backend = member.map(|(_, member)| SocketAddr::new(member.target.address, member.target.port));

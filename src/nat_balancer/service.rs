@@ -23,7 +23,7 @@ impl NatBalancer {
     /// family or without a port, that stand twice, or at a virtual address of ours.
     pub fn insert(&self, service: ServiceAddr, with: &NatService) -> Result<()> {
         let list = targets(&service, &with.backends)?;
-        let mut book = self.book();
+        let mut book = self.edit()?;
         let kept = with.mode == NatMode::Destination;
         let mut flags = if kept { DESTINATION_ONLY } else { 0 };
         if with.scheduler == Scheduler::SourceHash {
@@ -99,8 +99,8 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn remove(&self, service: &ServiceAddr) -> Result<NatService> {
-        let was = self.get(service)?;
-        let mut book = self.book();
+        let mut book = self.edit()?;
+        let was = service_of(book.entry(service)?);
         let number = book.entry(service)?.number;
         book.remove_service(&self.core, service)?;
         let judge = self.connections.judge()?;
@@ -119,23 +119,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`].
     pub fn get(&self, service: &ServiceAddr) -> Result<NatService> {
-        let book = self.book();
-        let entry = book.entry(service)?;
-        let staying = |state| matches!(state, BackendState::Active | BackendState::Draining);
-        let share = |member: &crate::balancer::book::Member| {
-            let weight = if member.state == BackendState::Active { member.weight } else { 0 };
-            (SocketAddr::new(member.target.address, member.target.port), weight)
-        };
-        Ok(NatService {
-            mode: if entry.record.flags & DESTINATION_ONLY != 0 { NatMode::Destination } else { NatMode::Full },
-            scheduler: match (entry.record.scheduler, entry.record.flags & SERVICE_BY_SOURCE) {
-                (BY_SLOT, 0) => Scheduler::Maglev,
-                (BY_SLOT, _) => Scheduler::SourceHash,
-                (LEAST_LOADED, _) => Scheduler::LeastConnections,
-                _ => Scheduler::RoundRobin,
-            },
-            backends: entry.members.iter().filter(|member| staying(member.state)).map(share).collect(),
-        })
+        Ok(service_of(self.book().entry(service)?))
     }
 
     /// All services, sorted.
@@ -168,7 +152,7 @@ impl NatBalancer {
     /// [`Error::UnknownService`], [`Error::Full`], [`Error::Invalid`].
     pub fn set_backend(&self, service: &ServiceAddr, backend: SocketAddr, weight: u32) -> Result<Option<u32>> {
         let list = targets(service, &[(backend, weight)])?;
-        let mut book = self.book();
+        let mut book = self.edit()?;
         self.prepare(&book, service, &list)?;
         book.set_backend(&self.core, service, list[0].0, weight)
     }
@@ -180,7 +164,7 @@ impl NatBalancer {
     /// As [`NatBalancer::set_backend`]. Nothing was changed then.
     pub fn set_backends(&self, service: &ServiceAddr, backends: &[(SocketAddr, u32)]) -> Result<()> {
         let list = targets(service, backends)?;
-        let mut book = self.book();
+        let mut book = self.edit()?;
         self.prepare(&book, service, &list)?;
         book.set_backends(&self.core, service, &list)
     }
@@ -198,7 +182,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`], [`Error::UnknownBackend`].
     pub fn drain(&self, service: &ServiceAddr, backend: SocketAddr) -> Result<()> {
-        self.book().drain(&self.core, service, target(backend))
+        self.edit()?.drain(&self.core, service, target(backend))
     }
 
     /// As [`NatBalancer::drain`]; the backend goes when it has no connection left. Added again before, it is
@@ -207,7 +191,7 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::drain`].
     pub fn remove_backend(&self, service: &ServiceAddr, backend: SocketAddr) -> Result<()> {
-        self.book().remove_backend(&self.core, service, target(backend))
+        self.edit()?.remove_backend(&self.core, service, target(backend))
     }
 
     /// Ends a backend and all its connections at once. With [`NatConfig::reset_unknown`](crate::NatConfig::reset_unknown), their next packets are answered
@@ -216,7 +200,7 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::drain`].
     pub fn kill(&self, service: &ServiceAddr, backend: SocketAddr) -> Result<()> {
-        let mut book = self.book();
+        let mut book = self.edit()?;
         let wanted = target(backend);
         let ids: Vec<u16> = book.entry(service)?.members.iter().filter(|m| m.target == wanted).map(|m| m.id).collect();
         book.kill(&self.core, service, wanted)?;
@@ -246,6 +230,25 @@ impl NatBalancer {
             refused,
             too_big: stats.too_big,
         })
+    }
+}
+
+/// A service with the backends that get or may get new connections.
+fn service_of(entry: &crate::balancer::book::Entry) -> NatService {
+    let staying = |state| matches!(state, BackendState::Active | BackendState::Draining);
+    let share = |member: &crate::balancer::book::Member| {
+        let weight = if member.state == BackendState::Active { member.weight } else { 0 };
+        (SocketAddr::new(member.target.address, member.target.port), weight)
+    };
+    NatService {
+        mode: if entry.record.flags & DESTINATION_ONLY != 0 { NatMode::Destination } else { NatMode::Full },
+        scheduler: match (entry.record.scheduler, entry.record.flags & SERVICE_BY_SOURCE) {
+            (BY_SLOT, 0) => Scheduler::Maglev,
+            (BY_SLOT, _) => Scheduler::SourceHash,
+            (LEAST_LOADED, _) => Scheduler::LeastConnections,
+            _ => Scheduler::RoundRobin,
+        },
+        backends: entry.members.iter().filter(|member| staying(member.state)).map(share).collect(),
     }
 }
 

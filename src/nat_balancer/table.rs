@@ -16,9 +16,9 @@ use crate::{
         },
         service::Address,
     },
-    balancer::{ServiceProtocol, hash::mix64, store::Table},
+    balancer::{ServiceProtocol, hash::mix64},
+    base::{Records, StageCore},
     flow_table::{FlowTable, Secret, Shape},
-    stage::StageCore,
     sys::{clock::Clock, mmap::LongMapping},
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Connections {
     records: LongMapping,
     loads: LongMapping,
     flows: FlowTable<LongMapping>,
-    pub(super) settings: Table<Settings>,
+    pub(super) settings: Records<Settings>,
     pub(super) clock: Clock,
 }
 
@@ -87,7 +87,7 @@ impl Connections {
         let flows = table(["flows_lines", "flows_table"], shape)?;
         // Nothing of it is ours to read: programs find it ready.
         table(["fragments_lines", "fragments_table"], Shape::of_capacity(FRAGMENTS))?;
-        let settings_of = Table::of(core, "nat")?;
+        let settings_of = Records::of(core, "nat")?;
         settings_of.write(0, settings);
         Self::with(core, clock, flows, settings_of)
     }
@@ -98,10 +98,15 @@ impl Connections {
             return Ok(None);
         };
         flows.heal();
-        Self::with(core, clock, flows, Table::of(core, "nat")?).map(Some)
+        Self::with(core, clock, flows, Records::of(core, "nat")?).map(Some)
     }
 
-    fn with(core: &StageCore, clock: Clock, flows: FlowTable<LongMapping>, settings: Table<Settings>) -> Result<Self> {
+    fn with(
+        core: &StageCore,
+        clock: Clock,
+        flows: FlowTable<LongMapping>,
+        settings: Records<Settings>,
+    ) -> Result<Self> {
         let (records, loads) = (mapping(core, "connections")?, mapping(core, "loads")?);
         Ok(Self { records, loads, flows, settings, clock })
     }

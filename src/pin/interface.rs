@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo, create_directory, failure, lock, names_in, pin_stage, put,
-    remove_directory, remove_file,
-};
+use super::{INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo};
 use crate::{
     Error, Interface, Result,
-    stage::{Instance, Shared},
+    base::{
+        Instance, Shared,
+        directory::{create_directory, failure, lock, names_in, put, remove_directory, remove_file},
+        pin_stage,
+    },
     sys::{link::Link, map, program::Program},
 };
 

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/stages/NAME/abi                       fingerprint of the layouts, and the kind of stage
 //! DIR/stages/NAME/MAP                       the tables of a value
+//! DIR/stages/NAME/owner                     which process may change them, see `base/owner.rs`
 //! DIR/interfaces/IFINDEX/link               the attachment
 //! DIR/interfaces/IFINDEX/ID-NAME/program    an instance in the chain of that interface, by program id
 //! DIR/interfaces/IFINDEX/ID-NAME/next       its slot: who comes next
@@ -16,105 +17,27 @@
 mod interface;
 
 use std::{
-    fs::{self, File},
-    io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
 };
 
-use bytemuck::{Pod, Zeroable};
 pub(crate) use interface::InterfacePins;
 
 use crate::{
     Error, Result,
-    stage::{Shared, StageKind},
-    sys::{
-        map::{self, Map, TypedMap},
-        pin as sys_pin,
-        program::Program,
+    base::{
+        directory::{check_bpf_fs, failure, lock, names_in, remove_directory},
+        pinned_stages, stages,
     },
+    sys::program::Program,
 };
 
-const STAGES: &str = "stages";
 const INTERFACES: &str = "interfaces";
-const ABI: &str = "abi";
 const LINK: &str = "link";
 const LAST: &str = "last";
 const PROGRAM: &str = "program";
 const NEXT: &str = "next";
-
-/// The record beside a stage's maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-struct Abi {
-    fingerprint: u64,
-    /// Name of the kind, padded with zeros.
-    kind: [u8; 24],
-}
-
-impl Abi {
-    fn of(kind: &StageKind) -> Self {
-        let mut name = [0; 24];
-        name[..kind.name.len()].copy_from_slice(kind.name.as_bytes());
-        Self { fingerprint: kind.abi, kind: name }
-    }
-
-    fn kind(&self) -> String {
-        String::from_utf8_lossy(&self.kind).trim_end_matches('\0').to_owned()
-    }
-}
-
-/// Names become file names, and a BPF file system takes no dots.
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    if name.is_empty() || name.len() > 32 || !name.chars().all(fits) {
-        return Err(Error::Invalid {
-            what: "stage name",
-            value: name.to_owned(),
-            expected: "1 to 32 of a-z, 0-9, `_` and `-`",
-        });
-    }
-    Ok(())
-}
-
-fn failure(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |cause| Error::Pin { path, operation, cause }
-}
-
-fn put(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    sys_pin::put(fd, path).map_err(failure(path, "pin there"))
-}
-
-/// Creates a directory and its parents; the nearest one that exists must be in a BPF file system.
-fn create_directory(directory: &Path) -> Result<()> {
-    check_bpf_fs(directory.ancestors().find(|path| path.exists()).unwrap_or(directory))?;
-    fs::create_dir_all(directory).map_err(failure(directory, "create the directory"))
-}
-
-fn check_bpf_fs(directory: &Path) -> Result<()> {
-    match sys_pin::is_bpf_fs(directory).map_err(failure(directory, "look at its file system"))? {
-        true => Ok(()),
-        false => Err(Error::NotBpfFs { path: directory.to_owned() }),
-    }
-}
-
-/// Removes a directory of pins. Missing is as good.
-fn remove_directory(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure(directory, "remove the pins")(error)),
-        _ => Ok(()),
-    }
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure(path, "remove the pin")(error)),
-        _ => Ok(()),
-    }
-}
 
 /// Removes everything that this crate pinned below a directory, and with it every attachment that no process
 /// holds. What else lies in the directory stays.
@@ -131,7 +54,7 @@ pub fn remove_pins(directory: impl AsRef<Path>) -> Result<()> {
     let _lock = lock(directory)?;
     // Links first: a program must not go on without its tables' names.
     remove_directory(&directory.join(INTERFACES))?;
-    remove_directory(&directory.join(STAGES))
+    remove_directory(&stages(directory))
 }
 
 /// Opens an XDP program that is pinned, such as one of the caller's own for [`Pipeline::set_last`](crate::Pipeline::set_last).
@@ -143,23 +66,6 @@ pub fn open_program(path: impl AsRef<Path>) -> Result<OwnedFd> {
     let path = path.as_ref();
     let program = Program::open_pinned(path)?.ok_or_else(|| Error::PinMissing { path: path.to_owned() })?;
     program.as_fd().try_clone_to_owned().map_err(failure(path, "open it"))
-}
-
-/// Edits take milliseconds; who waits longer is told.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-
-/// One editor at a time; the kernel frees the lock when the process ends.
-fn lock(directory: &Path) -> Result<File> {
-    let file = File::open(directory).map_err(failure(directory, "open it"))?;
-    let end = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(fs::TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(Duration::from_millis(2)),
-            Err(fs::TryLockError::WouldBlock) => return Err(Error::PinsLocked { path: directory.to_owned() }),
-            Err(fs::TryLockError::Error(error)) => return Err(failure(directory, "lock it")(error)),
-        }
-    }
 }
 
 /// Pins made on the way to something: taken away again, unless it came about.
@@ -185,95 +91,6 @@ impl Drop for Undo {
     }
 }
 
-pub(crate) fn map_path(directory: &Path, stage: &str, map: &str) -> PathBuf {
-    directory.join(STAGES).join(stage).join(map)
-}
-
-/// Opens the tables of a stage, after checking that this build understands them.
-pub(crate) fn open_stage(directory: &Path, name: &str, kind: &'static StageKind) -> Result<Vec<Map>> {
-    let home = directory.join(STAGES).join(name);
-    let path = home.join(ABI);
-    let Some(record) = map::open_pinned(&path, ABI)? else {
-        return Err(Error::PinMissing { path: home });
-    };
-    let (found, expected) = (read_abi(&record, &path)?, Abi::of(kind));
-    let mismatch = |what: &str, found: String, expected: String| Error::PinMismatch {
-        path: path.clone(),
-        what: what.into(),
-        found,
-        expected,
-    };
-    if found.kind != expected.kind {
-        return Err(mismatch("the kind of stage", found.kind(), expected.kind()));
-    }
-    if found.fingerprint != expected.fingerprint {
-        let hex = |abi: Abi| format!("{:016x}", abi.fingerprint);
-        return Err(mismatch("the ABI fingerprint", hex(found), hex(expected)));
-    }
-    let mut maps = Vec::new();
-    for name in names_in(&home)?.into_iter().filter(|name| name != ABI) {
-        maps.extend(map::open_pinned(&home.join(&name), &name)?);
-    }
-    Ok(maps)
-}
-
-fn read_abi(record: &Map, path: &Path) -> Result<Abi> {
-    if !record.is_record_of(size_of::<Abi>()) {
-        return Err(Error::PinMismatch {
-            path: path.to_owned(),
-            what: "the ABI record".into(),
-            found: record.shape(),
-            expected: format!("an array of one value of {} bytes", size_of::<Abi>()),
-        });
-    }
-    Ok(TypedMap::<u32, Abi>::new(record).get(&0)?.unwrap_or(Abi::zeroed()))
-}
-
-/// Pins the tables of a stage, or checks that the ones pinned there are the same. Answers the directory if it is new.
-fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathBuf>> {
-    let home = directory.join(STAGES).join(&stage.name);
-    if home.exists() {
-        for map in &stage.maps {
-            let path = home.join(map.name());
-            let pinned = map::open_pinned(&path, map.name())?.ok_or(Error::PinMissing { path: path.clone() })?;
-            let (found, expected) = (pinned.id()?, map.id()?);
-            if found != expected {
-                return Err(Error::PinMismatch {
-                    path,
-                    what: format!("the table of stage `{}`", stage.name),
-                    found: format!("map {found} of another value"),
-                    expected: format!(
-                        "map {expected} of this one (adopt the pinned stage instead of loading a new one)"
-                    ),
-                });
-            }
-        }
-        return Ok(None);
-    }
-    // Aside first, then renamed: a crash leaves no half of a stage that could be adopted.
-    let aside = directory.join(STAGES).join(format!("{}+", stage.name));
-    remove_directory(&aside)?;
-    create_directory(&aside)?;
-    let record = Map::create_record("xdpkit_abi", size_of::<Abi>())?;
-    let table = TypedMap::<u32, Abi>::new(&record);
-    table.set(&0, &Abi::of(stage.kind)).map_err(|error| record.error("write the fingerprint", error))?;
-    put(record.as_fd(), &aside.join(ABI))?;
-    for map in &stage.maps {
-        put(map.as_fd(), &aside.join(map.name()))?;
-    }
-    fs::rename(&aside, &home).map_err(failure(&home, "put the pins in place"))?;
-    Ok(Some(home))
-}
-
-fn names_in(directory: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failure(directory, "list it"))?,
-    };
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    names.collect::<io::Result<_>>().map_err(failure(directory, "list it"))
-}
-
 /// What stands in a directory of pins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -290,13 +107,7 @@ pub struct Pinned {
 /// [`Error::Pin`] or [`Error::PinMismatch`] naming the pin that could not be read.
 pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let directory = directory.as_ref();
-    let mut pinned = Pinned::default();
-    // Names with `+` are half-made: a process died over them.
-    for name in names_in(&directory.join(STAGES))?.into_iter().filter(|name| check_name(name).is_ok()) {
-        let path = map_path(directory, &name, ABI);
-        let record = map::open_pinned(&path, ABI)?.ok_or(Error::PinMissing { path: path.clone() })?;
-        pinned.stages.push((name, read_abi(&record, &path)?.kind()));
-    }
+    let mut pinned = Pinned { stages: pinned_stages(directory)?, interfaces: Vec::new() };
     for name in names_in(&directory.join(INTERFACES))? {
         let Ok(index) = name.parse() else { continue };
         let pins = InterfacePins::of(directory, &name);
@@ -308,20 +119,4 @@ pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     pinned.stages.sort_unstable();
     pinned.interfaces.sort_unstable();
     Ok(pinned)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stage_names_are_file_names_without_dots() {
-        for good in ["firewall", "edge-1", "a_b"] {
-            check_name(good).unwrap();
-        }
-        for bad in ["", "a.b", "../x", "a/b", "Firewall", "abcdefghijklmnopqrstuvwxyz0123456789"] {
-            let error = check_name(bad).unwrap_err().to_string();
-            assert!(error.contains(&format!("stage name `{bad}`")), "{error}");
-        }
-    }
 }

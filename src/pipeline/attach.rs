@@ -17,14 +17,30 @@ impl Pipeline {
     /// unless this pipeline has its own.
     ///
     /// # Errors
-    /// As [`Stage::attach`], and [`Error::StagesLost`]. After an error the pipeline is as before, and so is what
+    /// As [`Stage::attach`], [`Error::StagesLost`], and [`Error::Superseded`] for a stage whose tables another process has
+    /// adopted. After an error the pipeline is as before, and so is what
     /// was pinned.
     pub fn attach(&mut self, options: &AttachOptions) -> Result<()> {
         if let Some(attached) = &self.attached {
             let what = format!("it is attached to `{}` already; one pipeline guards one interface", attached.interface);
             return Err(Error::Pipeline { what });
         }
+        self.refuse_superseded()?;
         let interface = options.interface()?;
+        self.attach_to(options, interface)?;
+        if options.announces_ready() {
+            for member in &self.members {
+                match member.shared.owner.ready() {
+                    // Whoever has adopted the tables since then attaches next.
+                    Ok(()) | Err(Error::Superseded { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_to(&mut self, options: &AttachOptions, interface: Interface) -> Result<()> {
         let Some(directory) = options.pin_directory() else {
             let (link, mode) = options.link(&interface, self.members[0].fd())?;
             self.attached = Some(Attached { link, interface, mode, adopted: false, pins: None });
@@ -120,6 +136,28 @@ impl Pipeline {
             let _ = pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id));
         }
         self.attached = Some(Attached { link, interface, mode, adopted: true, pins: Some(pins) });
+        Ok(())
+    }
+
+    /// Puts the chain in force again after a process that took it over has ended before it was ready.
+    pub(super) fn take_back(&mut self) -> Result<()> {
+        let Some(attached) = self.attached.take() else { return Ok(()) };
+        let taken = self.take_back_link(&attached);
+        self.attached = Some(attached);
+        taken
+    }
+
+    fn take_back_link(&mut self, attached: &Attached) -> Result<()> {
+        let Attached { link, interface, pins: Some(pins), .. } = attached else { return Ok(()) };
+        let now = link.info().map_err(|cause| unreadable(interface, cause))?.program;
+        let old = pins.program(now)?.ok_or_else(|| self.superseded(interface))?;
+        let mut undo = Undo::default();
+        self.pin_members(pins, &mut undo)?;
+        link.replace(old.as_fd(), self.members[0].fd()).map_err(|cause| unreadable(interface, cause))?;
+        undo.keep();
+        if self.wait_for_readers().is_ok() {
+            pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id))?;
+        }
         Ok(())
     }
 

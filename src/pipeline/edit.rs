@@ -3,7 +3,7 @@
 use std::{os::fd::BorrowedFd, sync::Arc};
 
 use super::{Member, Pipeline, Position, check_chain, fresh_chain};
-use crate::{Error, Result, Stage, pin::Undo, stage::Shared, sys::program::Program};
+use crate::{Error, Result, Stage, base::Shared, pin::Undo, sys::program::Program};
 
 impl Pipeline {
     /// Adds a stage while packets flow.

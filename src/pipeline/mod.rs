@@ -15,8 +15,8 @@ use std::{
 use crate::AttachOptions;
 use crate::{
     Error, Interface, Result, Stage, TestRun, Verdict, XdpMode,
+    base::{Instance, Shared, StageCore},
     pin::{InterfacePins, Undo},
-    stage::{Instance, Shared, StageCore},
     sys::{grace::GracePeriod, link::Link, program::Program},
 };
 
@@ -171,15 +171,19 @@ impl Pipeline {
         Ok(info.interface != 0 && info.program == self.members[0].instance.program.id())
     }
 
-    /// Whether another process has taken over the interface: edits answer [`Error::Superseded`] from then on, and the
-    /// stages' tables are that process's to change.
+    /// Whether another process has taken over the interface, or the tables of a stage, for good: edits return
+    /// [`Error::Superseded`] from then on.
     ///
     /// # Errors
     /// [`Error::Interface`] when the kernel does not tell.
     pub fn is_superseded(&self) -> Result<bool> {
+        if self.members.iter().any(|member| member.shared.owner.is_superseded()) {
+            return Ok(true);
+        }
         let Some(attached) = &self.attached else { return Ok(false) };
         let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
-        Ok(info.interface != 0 && info.program != self.members[0].instance.program.id())
+        let ours = info.interface == 0 || info.program == self.members[0].instance.program.id();
+        Ok(!ours && !self.members.iter().any(|member| member.shared.owner.was_adopted()))
     }
 
     fn index(&self, name: &str) -> Result<usize> {
@@ -199,16 +203,32 @@ impl Pipeline {
     }
 
     /// Locks the pins, and makes sure that what runs is still this chain.
-    fn begin_edit(&self) -> Result<Option<File>> {
+    fn begin_edit(&mut self) -> Result<Option<File>> {
+        self.refuse_superseded()?;
         let Some(attached) = &self.attached else { return Ok(None) };
         let lock = attached.pins.as_ref().map(InterfacePins::lock).transpose()?;
         let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
-        let expected = self.members[0].instance.program.id();
-        if info.program != expected {
-            let interface = attached.interface.name().to_owned();
-            return Err(Error::Superseded { interface, expected, found: info.program });
+        if info.program != self.members[0].instance.program.id() {
+            // Not another chain of this process with the same stages.
+            if !self.members.iter().any(|member| member.shared.owner.was_adopted()) {
+                return Err(self.superseded(&attached.interface));
+            }
+            self.take_back()?;
         }
         Ok(lock)
+    }
+
+    fn superseded(&self, interface: &Interface) -> Error {
+        Error::Superseded { what: format!("interface `{interface}`") }
+    }
+
+    fn refuse_superseded(&self) -> Result<()> {
+        for member in &self.members {
+            if member.shared.owner.refuses_edits()? {
+                return Err(member.shared.owner.superseded());
+            }
+        }
+        Ok(())
     }
 
     /// A new member that already names its successor, the program now at `next`, and is pinned.

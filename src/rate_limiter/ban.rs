@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use ipnet::IpNet;
 
-use super::{BANNED_UNTIL, RateLimiter, source::Source};
+use super::{BANNED_UNTIL, RateLimiter, book::Book, source::Source};
 use crate::{
     Error, Result,
     abi::rate_limiter::{BAN_IPV6, BAN_TIME},
@@ -46,16 +46,16 @@ impl<'l> Bans<'l> {
     /// whatever its tier is.
     ///
     /// # Errors
-    /// [`Error::Full`] when there are as many bans as the table can hold there.
+    /// [`Error::Full`] when there are as many bans as the table can hold there; [`Error::Superseded`].
     pub fn insert(&self, address: IpAddr, time: Option<Duration>) -> Result<Option<Ban>> {
         let limiter = self.limiter;
-        let policy = limiter.policy();
+        // Nobody may be counting anew in between what bans there are, see settle().
+        let book = limiter.edit()?;
+        let policy = book.plan.policy;
         let source = Source::of(address, &policy);
         let now = nanoseconds(sys::monotonic());
         let until = time.map_or(BAN_TIME, |time| now.saturating_add(nanoseconds(time)).min(BAN_TIME - 1));
         let value = until | if source.is_ipv6() { BAN_IPV6 } else { 0 };
-        // Nobody may be counting anew in between what bans there are, see settle().
-        let _alone = limiter.book();
         // First: a ban that nobody looks for is none.
         limiter.announce_ban(Duration::from_nanos(until));
         let rank = |value: u64| match value & BAN_TIME {
@@ -84,7 +84,8 @@ impl<'l> Bans<'l> {
     /// [`Error::Map`].
     pub fn lift(&self, address: IpAddr) -> Result<Option<Ban>> {
         let limiter = self.limiter;
-        let policy = limiter.policy();
+        let mut book = limiter.edit()?;
+        let policy = book.plan.policy;
         let source = Source::of(address, &policy);
         let now = nanoseconds(sys::monotonic());
         let mut lifted = None;
@@ -95,7 +96,7 @@ impl<'l> Bans<'l> {
             }
         }
         if lifted.is_some() {
-            self.settle()?;
+            self.settle(&mut book)?;
         }
         Ok(lifted)
     }
@@ -106,18 +107,18 @@ impl<'l> Bans<'l> {
     /// [`Error::Map`].
     pub fn clear(&self) -> Result<usize> {
         let limiter = self.limiter;
+        let mut book = limiter.edit()?;
         let now = nanoseconds(sys::monotonic());
         let lifted = limiter.bans.iter().filter(|entry| limiter.bans.remove(entry));
         let count = lifted.filter(|entry| entry.value() & BAN_TIME > now).count();
-        self.settle()?;
+        self.settle(&mut book)?;
         Ok(count)
     }
 
     /// Without bans, packets should not be asked for them. A program may be about to set one meanwhile, so after a grace
     /// period what there is counts again.
-    fn settle(&self) -> Result<()> {
+    fn settle(&self, book: &mut Book) -> Result<()> {
         let limiter = self.limiter;
-        let mut book = limiter.book();
         let last = || limiter.bans.iter().map(|entry| entry.value() & BAN_TIME).max().unwrap_or(0);
         let word = &limiter.shared.as_ref()[BANNED_UNTIL];
         let before = word.load(Ordering::SeqCst);

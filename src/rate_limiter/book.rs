@@ -7,14 +7,9 @@
 pub(super) mod counts;
 mod tiers;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    mem::offset_of,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::{collections::BTreeMap, io, mem::offset_of};
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Limit, Meter, Rate, Scope, TableFull, config::Sizes};
@@ -22,10 +17,10 @@ use crate::{
     Error, Result,
     abi::rate_limiter::{
         CLASSES, EXEMPT, FULL_PASS, FULL_SHARE, LIMIT_EVENTS, LIMIT_SHARED, LIMITS, Limit as Encoded, METERS, Policy,
-        RECORD_EVENTS, RECORD_SCOPES, RECORD_SHARED, Record, SCOPES, Shared,
+        RECORD_EVENTS, RECORD_SCOPES, RECORD_SHARED, Record, SCOPES, Shared, Tier,
     },
+    base::{Records, StageCore},
     lpm::{Root, Table},
-    stage::StageCore,
     sys::{grace::GracePeriod, mmap::Mapping},
 };
 
@@ -51,11 +46,6 @@ impl Plan {
     pub(super) fn limit(&self, class: usize, scope: usize) -> Option<Limit> {
         let (_, own) = self.scopes[scope]?;
         if class == NO_TIER { Some(own) } else { self.classes[class] }
-    }
-
-    /// Events a second at most.
-    pub(super) fn events(&self) -> u32 {
-        self.events
     }
 
     pub(super) fn full(&self) -> TableFull {
@@ -121,11 +111,11 @@ impl Plan {
 pub(super) struct Book {
     pub(super) plan: Plan,
     bank: u32,
-    policies: Mapping,
-    limits: Mapping,
-    shared: Mapping,
-    records: Mapping,
-    tier_records: Mapping,
+    policies: Records<Policy>,
+    limits: Records<Encoded>,
+    shared: Records<Shared>,
+    records: Records<Record>,
+    tier_records: Records<Tier>,
     table: Table<Mapping>,
     roots: (Root<Ipv4Net>, Root<Ipv6Net>),
     /// By prefix: the class, and the number of the record.
@@ -133,29 +123,6 @@ pub(super) struct Book {
     /// Numbers of records that are not used, in the bank in force.
     free: Vec<u32>,
     grace: Option<GracePeriod>,
-}
-
-fn words_of<T: Pod>(value: &T) -> &[u32] {
-    bytemuck::cast_slice(bytemuck::bytes_of(value))
-}
-
-fn write<T: Pod>(memory: &Mapping, index: usize, value: &T) {
-    let words = words_of(value);
-    let to = &memory.as_ref()[index * words.len()..];
-    to.iter().zip(words).for_each(|(to, word)| to.store(*word, Ordering::Relaxed));
-}
-
-fn read<T: Pod>(memory: &Mapping, index: usize) -> T {
-    let count = size_of::<T>() / 4;
-    let words: Vec<u32> =
-        memory.as_ref()[index * count..(index + 1) * count].iter().map(|word| word.load(Ordering::Acquire)).collect();
-    bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words))
-}
-
-/// Stores one word of the first value, after all that was written before.
-fn publish(memory: &Mapping, offset: usize, word: u32) {
-    let words: &[AtomicU32] = memory.as_ref();
-    words[offset / 4].store(word, Ordering::SeqCst);
 }
 
 impl Book {
@@ -184,18 +151,17 @@ impl Book {
 
     /// Over tables that an earlier process has left. What it was at is finished or undone: the records decide.
     pub(super) fn adopt(core: &StageCore) -> Result<Self> {
-        let shared: Shared = read(&Mapping::new(core.map("shared"))?, 0);
-        let bank = shared.in_force & 1;
-        let policy: Policy = read(&Mapping::new(core.map("policies"))?, bank as usize);
-        let records = Mapping::new(core.map("records"))?;
-        let limit = |at: usize| Limit::of_record(&read(&records, at));
+        let bank = Records::<Shared>::of(core, "shared")?.read(0).in_force & 1;
+        let policy = Records::<Policy>::of(core, "policies")?.read(bank);
+        let records = Records::<Record>::of(core, "records")?;
+        let limit = |at: usize| Limit::of_record(&records.read(at as u32));
         let share = limit(RECORD_SHARED).and_then(|limit| limit.rate(Meter::Packets));
         let plan = Plan {
             policy,
             scopes: std::array::from_fn(|at| Some((Scope::decode(policy.scope[at])?, limit(RECORD_SCOPES + at)?))),
             classes: std::array::from_fn(limit),
             share: share.unwrap_or(Rate::per_second(10_000)),
-            events: u32::try_from(read::<Record>(&records, RECORD_EVENTS).amount[0]).unwrap_or(0),
+            events: u32::try_from(records.read(RECORD_EVENTS as u32).amount[0]).unwrap_or(0),
         };
         let roots = (Root::at(policy.roots[0]), Root::at(policy.roots[1]));
         let mut table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
@@ -222,15 +188,14 @@ impl Book {
         table: Table<Mapping>,
         roots: (Root<Ipv4Net>, Root<Ipv6Net>),
     ) -> Result<Self> {
-        let map = |name| Mapping::new(core.map(name));
         Ok(Self {
             plan,
             bank: 1,
-            policies: map("policies")?,
-            limits: map("limits")?,
-            shared: map("shared")?,
-            records: map("records")?,
-            tier_records: map("tiers")?,
+            policies: Records::of(core, "policies")?,
+            limits: Records::of(core, "limits")?,
+            shared: Records::of(core, "shared")?,
+            records: Records::of(core, "records")?,
+            tier_records: Records::of(core, "tiers")?,
             table,
             roots,
             tiers: BTreeMap::new(),
@@ -246,13 +211,13 @@ impl Book {
         self.wait(core)?;
         let bank = self.bank ^ 1;
         for (at, limit) in limits.iter().enumerate() {
-            write(&self.limits, bank as usize * LIMITS + at, limit);
+            self.limits.write(bank * LIMITS as u32 + at as u32, limit);
         }
-        write(&self.policies, bank as usize, &plan.policy);
+        self.policies.write(bank, &plan.policy);
         for (at, record) in plan.records().iter().enumerate() {
-            write(&self.records, at, record);
+            self.records.write(at as u32, record);
         }
-        publish(&self.shared, offset_of!(Shared, in_force), bank);
+        self.shared.set(0, offset_of!(Shared, in_force), bank);
         self.bank = bank;
         self.plan = plan;
         Ok(())
@@ -260,8 +225,8 @@ impl Book {
 
     /// Sets a word of the policy in force.
     pub(super) fn set(&mut self, offset: usize, word: u32) {
-        publish(&self.policies, self.bank as usize * size_of::<Policy>() + offset, word);
-        self.plan.policy = read(&self.policies, self.bank as usize);
+        self.policies.set(self.bank, offset, word);
+        self.plan.policy = self.policies.read(self.bank);
     }
 
     /// `forget` is told the place of a scope that was not limited: another one may have had it, and nobody uses it now.
@@ -300,6 +265,62 @@ impl Book {
     pub(super) fn set_ban(&mut self, core: &StageCore, factor: u32, time: u64) -> Result<()> {
         let mut plan = self.plan.clone();
         (plan.policy.ban_factor, plan.policy.ban) = (factor, time);
+        self.put(core, plan)
+    }
+
+    /// Brings what can change to a configuration; `forget` as in [`Book::set_limit`]. No limits: those that there are stay.
+    pub(super) fn configure(
+        &mut self,
+        core: &StageCore,
+        wanted: &Policy,
+        limits: &[(Scope, Limit)],
+        (share, events): (Rate, u32),
+        forget: impl Fn(usize),
+    ) -> Result<()> {
+        let mut plan = Plan { share, events, ..self.plan.clone() };
+        plan.policy = Policy {
+            count_only: wanted.count_only,
+            unsupported: wanted.unsupported,
+            neighbours: wanted.neighbours,
+            full: wanted.full,
+            events: wanted.events,
+            protect: wanted.protect,
+            ban: wanted.ban,
+            ban_factor: wanted.ban_factor,
+            ..plan.policy
+        };
+        let mut new = Vec::new();
+        if !limits.is_empty() {
+            for scope in &mut plan.scopes {
+                if scope.is_some_and(|(scope, _)| limits.iter().all(|(wanted, _)| *wanted != scope)) {
+                    *scope = None;
+                }
+            }
+            let kept = Plan { scopes: plan.scopes, ..self.plan.clone() };
+            for (scope, limit) in limits {
+                let unused = |at: &usize| plan.scopes[*at].is_none();
+                // A place that no packet is charged in, if there is one.
+                let free = (0..SCOPES).find(|at| unused(at) && self.plan.scopes[*at].is_none());
+                let at = plan.slot_of(*scope).or(free).or_else(|| (0..SCOPES).find(unused));
+                let at = at.expect("a configuration has at most as many");
+                if kept.scopes[at].is_none() {
+                    new.push(at);
+                }
+                plan.scopes[at] = Some((*scope, *limit));
+            }
+            plan.clone().encode()?;
+            if new.iter().any(|at| self.plan.scopes[*at].is_some()) {
+                self.put(core, kept)?;
+            }
+        }
+        plan.clone().encode()?;
+        if !new.is_empty() {
+            self.wait(core)?;
+            for at in new {
+                counts::begin_scope(core, at)?;
+                forget(at);
+            }
+        }
         self.put(core, plan)
     }
 

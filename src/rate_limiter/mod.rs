@@ -16,7 +16,7 @@ mod text;
 use std::{
     mem::offset_of,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -30,14 +30,17 @@ pub use source::Bucket;
 pub use stats::{RateLimiterCounts, ScopeStats};
 pub use tables::{Limits, Tier, Tiers, TiersReplaced};
 
+#[allow(unused_imports, reason = "for links in the documentation")]
+use crate::Error;
 use crate::{
-    Decision, Error, Events, PacketEvent, Result, Stage,
+    Events, PacketEvent, Result, Stage,
     abi::{
         event::Event,
         rate_limiter::{CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, Policy, SCOPES},
     },
+    base::{self, Edit, Function, StageCore, StageKind, State},
     flow_table::{FlowTable, Shape},
-    stage::{StageCore, StageKind, sealed::Sealed},
+    stage::sealed::Sealed,
     sys::{self, mmap::LongMapping, object::Plan},
 };
 
@@ -88,7 +91,7 @@ static KIND: StageKind = StageKind {
 #[derive(Debug)]
 pub struct RateLimiter {
     core: StageCore,
-    book: Arc<Mutex<Book>>,
+    state: Arc<State<Book>>,
     buckets: FlowTable<LongMapping>,
     bucket_addresses: LongMapping,
     bans: FlowTable<LongMapping>,
@@ -104,6 +107,34 @@ impl Sealed for RateLimiter {
 
 impl Stage for RateLimiter {}
 
+impl Function for RateLimiter {
+    type Config = RateLimiterConfig;
+
+    fn name_in(config: &RateLimiterConfig) -> &str {
+        &config.name
+    }
+
+    fn load_new(config: &RateLimiterConfig) -> Result<Self> {
+        Self::load(config)
+    }
+
+    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
+        Self::adopt(directory, name)
+    }
+
+    fn apply(&self, config: &RateLimiterConfig) -> Result<()> {
+        self.configure(config)
+    }
+}
+
+/// What sources without a place share.
+fn share_of(config: &RateLimiterConfig) -> Rate {
+    match config.full {
+        TableFull::Share(rate) => rate,
+        TableFull::Drop | TableFull::Pass => Rate::per_second(1),
+    }
+}
+
 impl RateLimiter {
     /// Loads the program and creates its tables.
     ///
@@ -114,77 +145,69 @@ impl RateLimiter {
         let core = StageCore::load(&KIND, &config.name, &sizes.maps)?;
         let buckets = core.create_flow_table("buckets", sizes.buckets)?;
         let bans = core.create_flow_table("bans", sizes.bans)?;
-        let share = match config.full {
-            TableFull::Share(rate) => rate,
-            TableFull::Drop | TableFull::Pass => Rate::per_second(1),
-        };
-        let book = Book::create(&core, &sizes, &config.limits, share, config.events)?;
+        let book = Book::create(&core, &sizes, &config.limits, share_of(config), config.events)?;
         Self::of(core, book, buckets, bans)
     }
 
-    /// Takes over the tables (limits, tiers, buckets, bans, counters) that an earlier process pinned under this name. To
-    /// take over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
+    /// Takes over the tables (limits, tiers, buckets, bans, counters) that an earlier process pinned under this name, as they
+    /// are. To take over its attachments too, attach with the same [`AttachOptions::pin`](crate::AttachOptions::pin).
     ///
     /// # Errors
-    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
+    /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let core = StageCore::adopt(&KIND, directory.as_ref(), name)?;
-        let (buckets, bans) = (core.adopt_flow_table("buckets")?, core.adopt_flow_table("bans")?);
-        let book = Book::adopt(&core)?;
+        let (core, (book, buckets, bans)) = StageCore::adopt(&KIND, directory.as_ref(), name, |core| {
+            let (buckets, bans) = (core.adopt_flow_table("buckets")?, core.adopt_flow_table("bans")?);
+            Ok((Book::adopt(core)?, buckets, bans))
+        })?;
         Self::of(core, book, buckets, bans)
     }
 
     /// Adopts what is pinned there under the configuration's name, else loads: what a process does at its start when
-    /// it wants to go on where the last one ended. An adopted limiter keeps its limits and policies.
+    /// it wants to go on where the last one ended. An adopted limiter keeps its tiers, buckets and bans, and follows the
+    /// configuration as by [`RateLimiter::configure`].
     ///
     /// # Errors
-    /// As [`RateLimiter::load`] and [`RateLimiter::adopt`], but for [`Error::PinMissing`]; [`Error::PinnedSetting`] where
-    /// the configuration wants another value of what cannot change while the tables live, such as their sizes.
+    /// As [`RateLimiter::load`], [`RateLimiter::adopt`] and [`RateLimiter::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &RateLimiterConfig) -> Result<Self> {
-        let directory = directory.as_ref();
-        match Self::adopt(directory, &config.name) {
-            Err(Error::PinMissing { .. }) => Self::load(config),
-            answer => {
-                let adopted = answer?;
-                adopted.was_made_with(directory, config)?;
-                Ok(adopted)
-            }
-        }
+        base::load_or_adopt(directory.as_ref(), config)
     }
 
-    /// Refuses a configuration that wants what cannot change any more.
-    fn was_made_with(&self, directory: &Path, config: &RateLimiterConfig) -> Result<()> {
-        let core = &self.core;
-        let (sizes, plan) = (config.sizes()?, self.book().plan.clone());
+    /// From now on, follows this configuration, whose name is passed over. Its limits take the place of those that there
+    /// are; a configuration without any leaves them as they are. Consumed credit carries over.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live:
+    /// `prefix_v4`, `prefix_v6`, `sources`, `bans`, `tiers`, `ring_bytes`; [`Error::Superseded`]. Nothing was changed then.
+    pub fn configure(&self, config: &RateLimiterConfig) -> Result<()> {
+        let (core, sizes) = (&self.core, config.sizes()?);
+        let mut book = self.edit()?;
+        let found = book.plan.policy;
         let bits = |mask: &[u8]| mask.iter().map(|octet| octet.count_ones()).sum::<u32>();
         let flows = |map: &str| Shape::capacity_of(core.entries(map));
-        core.was_made_with(directory, "prefix_v4", bits(&plan.policy.mask4), config.prefix_v4.into())?;
-        core.was_made_with(directory, "prefix_v6", bits(&plan.policy.mask6), config.prefix_v6.into())?;
-        core.was_made_with(directory, "sources", flows("buckets_lines"), sizes.buckets.capacity())?;
-        core.was_made_with(directory, "bans", flows("bans_lines"), sizes.bans.capacity())?;
-        core.was_made_with(directory, "tiers", core.entries("tiers") / 2, config.tiers)?;
-        let nanoseconds = |policy: &Policy| format!("{:?}", Duration::from_nanos(policy.protect));
-        core.was_made_with(directory, "protect", nanoseconds(&plan.policy), nanoseconds(&sizes.policy))?;
-        core.was_made_with(directory, "full", format!("{:?}", plan.full()), format!("{:?}", config.full))?;
-        let decision = |action| if action == Decision::Allow.action() { "allow" } else { "deny" };
-        let unsupported = |policy: &Policy| decision(policy.unsupported);
-        core.was_made_with(directory, "unsupported", unsupported(&plan.policy), unsupported(&sizes.policy))?;
-        let passes = |policy: &Policy| decision(policy.neighbours) == "allow";
-        core.was_made_with(directory, "pass_neighbours", passes(&plan.policy), passes(&sizes.policy))?;
-        core.was_made_with(directory, "events", plan.events(), config.events)?;
-        core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
+        core.is_fixed("prefix_v4", bits(&found.mask4), config.prefix_v4.into())?;
+        core.is_fixed("prefix_v6", bits(&found.mask6), config.prefix_v6.into())?;
+        core.is_fixed("sources", flows("buckets_lines"), sizes.buckets.capacity())?;
+        core.is_fixed("bans", flows("bans_lines"), sizes.bans.capacity())?;
+        core.is_fixed("tiers", core.entries("tiers") / 2, config.tiers)?;
+        core.is_fixed("ring_bytes", core.entries("events"), config.ring_bytes)?;
+        let shared = (share_of(config), config.events);
+        book.configure(core, &sizes.policy, &config.limits, shared, |slot| self.forget_scope(slot))
     }
 
     fn of(core: StageCore, book: Book, buckets: FlowTable<LongMapping>, bans: FlowTable<LongMapping>) -> Result<Self> {
         let map = |name| LongMapping::new(core.map(name));
         let (bucket_addresses, ban_addresses) = (map("bucket_addresses")?, map("ban_addresses")?);
         let shared = map("shared")?;
-        let book = Arc::new(Mutex::new(book));
-        Ok(Self { core, book, buckets, bucket_addresses, bans, ban_addresses, shared })
+        let state = Arc::new(State::new(book, Book::adopt));
+        Ok(Self { core, state, buckets, bucket_addresses, bans, ban_addresses, shared })
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.look()
+    }
+
+    fn edit(&self) -> Result<Edit<'_, Book>> {
+        self.state.edit(&self.core)
     }
 
     /// The limits by scope, for sources that no tier is about.
@@ -209,9 +232,9 @@ impl RateLimiter {
     /// charges and bans all the same: the bans that it has set by then are obeyed when it does not any more.
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`].
     pub fn set_count_only(&self, only: bool) -> Result<()> {
-        self.book().set(offset_of!(Policy, count_only), only.into());
+        self.edit()?.set(offset_of!(Policy, count_only), only.into());
         Ok(())
     }
 
@@ -221,7 +244,7 @@ impl RateLimiter {
     /// [`Error::Invalid`]; [`Error::Map`].
     pub fn set_ban(&self, policy: Option<BanPolicy>) -> Result<()> {
         let sizes = RateLimiterConfig::default().ban(policy).sizes()?;
-        self.book().set_ban(&self.core, sizes.policy.ban_factor, sizes.policy.ban)
+        self.edit()?.set_ban(&self.core, sizes.policy.ban_factor, sizes.policy.ban)
     }
 
     /// What becomes of packets whose source finds no place.
@@ -235,12 +258,12 @@ impl RateLimiter {
     /// # Errors
     /// [`Error::EventsTaken`] while another reader of these events lives in this process.
     pub fn events(&self) -> Result<Events<RateEvent>> {
-        let book = Arc::clone(&self.book);
+        let state = Arc::clone(&self.state);
         let decode = move |record: &[u8]| {
             let event = bytemuck::try_pod_read_unaligned::<Event>(record).ok()?;
             let detail = event.detail;
             let slot = (detail >> DETAIL_SCOPE_SHIFT) as usize % SCOPES;
-            let plan = book.lock().unwrap_or_else(PoisonError::into_inner).plan.clone();
+            let plan = state.look().plan.clone();
             Some(RateEvent {
                 packet: PacketEvent::decode(event)?,
                 scope: plan.scopes[slot].map(|(scope, _)| scope),

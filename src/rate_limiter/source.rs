@@ -53,10 +53,12 @@ impl RateLimiter {
     /// stays, see [`Bans::lift`](crate::Bans::lift).
     ///
     /// # Errors
-    /// None at present.
+    /// [`Error::Superseded`](crate::Error::Superseded).
     pub fn reset(&self, address: IpAddr) -> Result<bool> {
+        let keys: Vec<u64> = self.keys(address).1.collect();
+        let _edit = self.edit()?;
         let mut known = false;
-        for key in self.keys(address).1 {
+        for key in keys {
             while let Some(entry) = self.buckets.get(key) {
                 // A packet may have come in between: once more.
                 if self.buckets.remove(&entry) {

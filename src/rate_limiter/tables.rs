@@ -28,7 +28,7 @@ impl<'l> Limits<'l> {
     /// changed then.
     pub fn insert(&self, scope: Scope, limit: impl Into<Limit>) -> Result<Option<Limit>> {
         let limiter = self.limiter;
-        limiter.book().set_limit(&limiter.core, scope, limit.into(), |slot| limiter.forget_scope(slot))
+        limiter.edit()?.set_limit(&limiter.core, scope, limit.into(), |slot| limiter.forget_scope(slot))
     }
 
     /// Limits a scope no longer, and answers the limit that it had.
@@ -36,7 +36,7 @@ impl<'l> Limits<'l> {
     /// # Errors
     /// [`Error::Map`](crate::Error::Map).
     pub fn remove(&self, scope: Scope) -> Result<Option<Limit>> {
-        self.limiter.book().remove_limit(&self.limiter.core, scope)
+        self.limiter.edit()?.remove_limit(&self.limiter.core, scope)
     }
 
     /// The limit of a scope.
@@ -117,7 +117,7 @@ impl<'l> Tiers<'l> {
     /// [`Error::Invalid`](crate::Error::Invalid) for a rate that cannot be counted; [`Error::Map`](crate::Error::Map).
     /// Nothing was changed then.
     pub fn insert(&self, prefix: IpNet, tier: Tier) -> Result<Option<Tier>> {
-        self.limiter.book().insert_tier(&self.limiter.core, prefix, tier)
+        self.limiter.edit()?.insert_tier(&self.limiter.core, prefix, tier)
     }
 
     /// Removes a prefix, and answers the tier that it had.
@@ -125,7 +125,7 @@ impl<'l> Tiers<'l> {
     /// # Errors
     /// As [`Tiers::insert`].
     pub fn remove(&self, prefix: IpNet) -> Result<Option<Tier>> {
-        self.limiter.book().remove_tier(&self.limiter.core, prefix)
+        self.limiter.edit()?.remove_tier(&self.limiter.core, prefix)
     }
 
     /// The tier of exactly this prefix.
@@ -165,7 +165,7 @@ impl<'l> Tiers<'l> {
     /// [`Error::Conflict`](crate::Error::Conflict) when a prefix stands twice with different tiers; else as
     /// [`Tiers::insert`]. The old list is in force then, unchanged.
     pub fn replace_all(&self, tiers: impl IntoIterator<Item = (IpNet, Tier)>) -> Result<TiersReplaced> {
-        let done = self.limiter.book().replace_tiers(&self.limiter.core, tiers)?;
+        let done = self.limiter.edit()?.replace_tiers(&self.limiter.core, tiers)?;
         Ok(TiersReplaced { added: done.added, changed: done.changed, kept: done.kept, removed: done.removed })
     }
 }

@@ -35,8 +35,20 @@ impl Map {
 
     /// A one-entry array of plain data that no program knows: for facts kept beside the pins.
     pub(crate) fn create_record(name: &str, value_size: usize) -> Result<Self> {
-        let options =
-            raw::bpf_map_create_opts { sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t, ..Default::default() };
+        Self::create_array(name, value_size, 0)
+    }
+
+    /// Such a record, in memory that processes can map.
+    pub(crate) fn create_shared_record(name: &str, value_size: usize) -> Result<Self> {
+        Self::create_array(name, value_size, raw::BPF_F_MMAPABLE)
+    }
+
+    fn create_array(name: &str, value_size: usize, map_flags: u32) -> Result<Self> {
+        let options = raw::bpf_map_create_opts {
+            sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t,
+            map_flags,
+            ..Default::default()
+        };
         let size = u32::try_from(value_size).expect("a record is small");
         let handle = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options)
             .map_err(|error| Error::Map { map: name.to_owned(), operation: "create it", cause: io_error(&error) })?;

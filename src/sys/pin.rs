@@ -5,7 +5,7 @@ use std::{
     fmt, fs, io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::Path,
     ptr,
@@ -96,4 +96,20 @@ pub(crate) fn is_bpf_fs(directory: &Path) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(i128::from(answer.f_type) == i128::from(libc::BPF_FS_MAGIC))
+}
+
+/// The process that holds the lock (flock(2)) of this file; `None` when nobody does, or a process of another PID namespace.
+pub(crate) fn lock_holder(file: &fs::File) -> io::Result<Option<u32>> {
+    let metadata = file.metadata()?;
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    // As the kernel prints it: major and minor number of the device in hexadecimal digits, inode.
+    let object = format!("{:02x}:{:02x}:{inode}", libc::major(device), libc::minor(device));
+    let locks = fs::read_to_string("/proc/locks")?;
+    let holder = locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let of_it = words.clone().any(|word| word == object) && words.clone().any(|word| word == "FLOCK");
+        // A line with an arrow is of one who waits.
+        (of_it && !line.contains("->")).then(|| words.nth(4)?.parse().ok())?
+    });
+    Ok(holder.filter(|pid| *pid != 0))
 }

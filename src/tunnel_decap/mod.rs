@@ -8,7 +8,8 @@ use crate::{
     Error, Result, Stage,
     abi::tunnel_decap::{DESTINATION, Key4, Key6, SOURCE, Settings, VIP},
     balancer::service::check_host,
-    stage::{StageCore, StageKind, sealed::Sealed},
+    base::{StageCore, StageKind},
+    stage::sealed::Sealed,
     sys::{self, object::Plan},
 };
 
@@ -162,6 +163,7 @@ impl TunnelDecap {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
     pub fn adopt(directory: impl AsRef<std::path::Path>, name: &str) -> Result<Self> {
-        Ok(Self { core: StageCore::adopt(&KIND, directory.as_ref(), name)? })
+        let (core, ()) = StageCore::adopt(&KIND, directory.as_ref(), name, |_| Ok(()))?;
+        Ok(Self { core })
     }
 }

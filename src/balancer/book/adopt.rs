@@ -5,7 +5,7 @@ use crate::{
     Result,
     abi::service::{BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, SERVICE_USED},
     balancer::{BackendState, ServiceAddr, ServiceProtocol, index::Key},
-    stage::StageCore,
+    base::StageCore,
 };
 
 impl<R: SlotRule> Book<R> {

@@ -10,8 +10,8 @@ use crate::{
         family_of,
     },
     balancer::{BackendState, ServiceAddr, index::Key, store::lines_of},
+    base::StageCore,
     maglev::Share,
-    stage::StageCore,
 };
 
 impl<R: SlotRule> Book<R> {

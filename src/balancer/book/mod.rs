@@ -12,7 +12,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
-    path::Path,
     sync::atomic::Ordering,
 };
 
@@ -20,7 +19,7 @@ use super::{
     BackendState, BackendStats, Echo, ServiceAddr, ServiceProtocol, ServiceStats,
     hash::{flow_hash, slot_of},
     index::{Index, size_for},
-    store::{Slots, Table, lines_of},
+    store::{Slots, lines_of},
 };
 use crate::{
     Count, Error, Result,
@@ -28,8 +27,8 @@ use crate::{
         BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, Backend, BackendCpu, BalancerSettings, SERVICE_BY_SOURCE,
         SLOT_LINE_WORDS, Service, ServiceCpu, Vip,
     },
+    base::{Records, StageCore},
     maglev::{self, Share},
-    stage::StageCore,
     sys::grace::GracePeriod,
 };
 
@@ -206,11 +205,11 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct Book<R> {
     pub(crate) rule: R,
-    pub(crate) settings: Table<BalancerSettings>,
+    pub(crate) settings: Records<BalancerSettings>,
     pub(crate) slots: Slots,
-    pub(crate) backends: Table<Backend>,
-    services: Table<Service>,
-    vips: Table<Vip>,
+    pub(crate) backends: Records<Backend>,
+    services: Records<Service>,
+    vips: Records<Vip>,
     vip_index: Index,
     service_index: Index,
     entries: BTreeMap<ServiceAddr, Entry>,
@@ -236,11 +235,11 @@ impl<R: SlotRule> Book<R> {
     fn open(core: &StageCore, rule: R, table_size: u32) -> Result<Self> {
         Ok(Self {
             rule,
-            settings: Table::of(core, "balancer")?,
+            settings: Records::of(core, "balancer")?,
             slots: Slots::of(core)?,
-            backends: Table::of(core, "backends")?,
-            services: Table::of(core, "services")?,
-            vips: Table::of(core, "vips")?,
+            backends: Records::of(core, "backends")?,
+            services: Records::of(core, "services")?,
+            vips: Records::of(core, "vips")?,
             vip_index: Index::of(core, "vip_index")?,
             service_index: Index::of(core, "service_index")?,
             entries: BTreeMap::new(),
@@ -253,17 +252,22 @@ impl<R: SlotRule> Book<R> {
         })
     }
 
-    /// Of adopted tables: see [`StageCore::was_made_with`].
-    pub(crate) fn was_made_with(&self, core: &StageCore, directory: &Path, config: &BookConfig) -> Result<()> {
-        core.was_made_with(directory, "services", core.entries("services") - 1, config.services)?;
-        core.was_made_with(directory, "backends", core.entries("backends") - 1, config.backends)?;
-        core.was_made_with(directory, "table_size", self.table_size, config.table_size)?;
-        let found = self.settings.read(0);
-        if found.seed != config.seed {
+    /// Refuses another value of what cannot change while the tables live.
+    pub(crate) fn check_fixed(&self, core: &StageCore, config: &BookConfig) -> Result<()> {
+        core.is_fixed("services", core.entries("services") - 1, config.services)?;
+        core.is_fixed("backends", core.entries("backends") - 1, config.backends)?;
+        core.is_fixed("table_size", self.table_size, config.table_size)?;
+        if self.settings.read(0).seed != config.seed {
             // It is a secret.
-            core.was_made_with(directory, "seed", "of its own", "another one")?;
+            core.is_fixed("seed", "of its own", "another one")?;
         }
-        core.was_made_with(directory, "answers_per_tick", found.answers_per_tick, config.answers_per_tick)
+        Ok(())
+    }
+
+    /// Follows what can change of a configuration.
+    pub(crate) fn configure(&self, config: &BookConfig) {
+        self.set_echo(config.echo);
+        self.settings.set(0, std::mem::offset_of!(BalancerSettings, answers_per_tick), config.answers_per_tick);
     }
 
     /// All services, in the order of their addresses.

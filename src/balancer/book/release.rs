@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     abi::service::{Backend, BackendCpu, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT},
     balancer::ServiceAddr,
-    stage::StageCore,
+    base::StageCore,
     sys::grace::GracePeriod,
 };
 

@@ -8,20 +8,21 @@ use super::{Book, Place, Prefixes, ends, is_pending};
 use crate::{
     Result,
     abi::firewall::{LEAF_DENY, LEAF_PLAIN, LIST, PLAIN, Record},
+    base::StageCore,
     firewall::{
         Decision, Selector,
+        config::capacity_of,
         ids::{COUNTER, RECORD},
         index::Refusal,
         rule::{rule_of, selector_of},
     },
-    stage::StageCore,
 };
 
 impl Book {
     /// Reads the records, and makes everything else agree with them: the earlier process may have ended between any
     /// two of its stores.
-    pub(in crate::firewall) fn adopt(core: &StageCore, capacity: u32) -> Result<Self> {
-        let mut book = Self::open(core, capacity)?;
+    pub(in crate::firewall) fn adopt(core: &StageCore) -> Result<Self> {
+        let mut book = Self::open(core, capacity_of(core.entries("rules")))?;
         let now = book.settings.read();
         let in_force = (now.list & 1) as usize;
         book.pending = is_pending(&now);

@@ -3,12 +3,12 @@
 use super::{Book, Place, RULES_ASKED, RULES_PER_PREFIX, ends};
 use crate::{
     Error, Result,
+    base::StageCore,
     firewall::{
         Rule, Selector,
         ids::{COUNTER, RECORD},
         rule::{encode, flags_in, leaf, list_flags, rule_of},
     },
-    stage::StageCore,
 };
 
 /// What a change replaced: for answers, and to take it back.
@@ -21,8 +21,8 @@ pub(in crate::firewall) struct Before {
 impl Book {
     /// The list to edit; refused while another waits for its confirmation.
     pub(super) fn editable(&mut self, core: &StageCore) -> Result<usize> {
-        let list = self.in_force(core)?;
-        if self.pending { Err(Error::ListPending { stage: core.shared.name.clone() }) } else { Ok(list) }
+        self.finish(core)?;
+        if self.pending { Err(Error::ListPending { stage: core.shared.name.clone() }) } else { Ok(self.current) }
     }
 
     pub(in crate::firewall) fn insert(

@@ -2,7 +2,7 @@
 //!
 //! A prefix leads, by the index, to the first of its rules; each record that is not plain leads to the next rule of
 //! its prefix, the last one to the first rule of the nearest covering prefix. So a packet that a rule says nothing
-//! about goes on without another look-up. Records are written before what leads to them; what is in use is
+//! about goes on without another look-up. Rules are written before what leads to them; what is in use is
 //! changed one word at a time; what was in use is written again only after a grace period.
 
 mod adopt;
@@ -22,12 +22,12 @@ use super::{
     ids::{COUNTER, Ids, RECORD},
     index::{Index, Refusal},
     rule::{rule_of, selector_of},
-    store::{Counts, Records, SettingsView},
+    store::{Counts, Rules, SettingsView},
 };
 use crate::{
     Error, Result,
     abi::firewall::{ENGINE_COMPILED, LEAF_PLAIN, LEAF_RULE, PENDING, Record, Settings},
-    stage::StageCore,
+    base::StageCore,
     sys::{self, grace::GracePeriod},
 };
 
@@ -40,7 +40,7 @@ const RULES_ASKED: usize = 63;
 #[derive(Debug)]
 pub(super) struct Book {
     pub(super) settings: SettingsView,
-    records: Arc<Records>,
+    records: Arc<Rules>,
     counts: Counts,
     index: Index,
     ids: Ids,
@@ -87,7 +87,7 @@ impl Book {
     fn open(core: &StageCore, capacity: u32) -> Result<Self> {
         let settings = SettingsView::of(core)?;
         let now = settings.read();
-        let records = Arc::new(Records::of(core)?);
+        let records = Arc::new(Rules::of(core)?);
         let index = if now.engine == ENGINE_COMPILED { Index::compiled(core)? } else { Index::Trie };
         Ok(Self {
             counts: Counts::of(core, now.counters)?,
@@ -104,15 +104,14 @@ impl Book {
         })
     }
 
-    /// The list that packets are judged by at this moment. Finishes a roll-back whose time has come.
-    fn in_force(&mut self, core: &StageCore) -> Result<usize> {
-        if self.pending {
-            if sys::monotonic() < self.deadline() {
-                return Ok(self.current ^ 1);
-            }
-            self.roll_back(core)?;
-        }
-        Ok(self.current)
+    /// The list that packets are judged by at this moment.
+    fn in_force(&self) -> usize {
+        if self.pending && sys::monotonic() < self.deadline() { self.current ^ 1 } else { self.current }
+    }
+
+    /// Finishes a roll-back whose time has come.
+    fn finish(&mut self, core: &StageCore) -> Result<()> {
+        if self.pending && self.in_force() == self.current { self.roll_back(core) } else { Ok(()) }
     }
 
     fn deadline(&self) -> Duration {
@@ -123,7 +122,8 @@ impl Book {
     fn places(&self, list: usize, prefix: IpNet) -> Vec<Place> {
         let mut places = Vec::new();
         let mut leaf = self.lists[list].leaf(prefix);
-        while leaf != 0 {
+        // Of a superseded value, the records are another process's by now.
+        while leaf != 0 && leaf & LEAF_RULE < self.records.len() && places.len() < RULES_PER_PREFIX {
             let record = self.records.read(leaf & LEAF_RULE);
             if selector_of(&record).is_none_or(|selector| selector.source() != prefix) {
                 break;
@@ -143,28 +143,27 @@ impl Book {
         RuleEntry { selector: place.selector(), rule, count: self.counts.read(place.counter()) }
     }
 
-    pub(super) fn get(&mut self, core: &StageCore, selector: &Selector) -> Result<Option<RuleEntry>> {
-        let list = self.in_force(core)?;
-        Ok(self.find(list, selector).map(|place| self.entry(list, &place)))
+    pub(super) fn get(&self, selector: &Selector) -> Option<RuleEntry> {
+        let list = self.in_force();
+        self.find(list, selector).map(|place| self.entry(list, &place))
     }
 
     /// All rules, in the order of prefixes and then in that in which they are asked.
-    pub(super) fn entries(&mut self, core: &StageCore) -> Result<Vec<RuleEntry>> {
-        let list = self.in_force(core)?;
+    pub(super) fn entries(&self) -> Vec<RuleEntry> {
+        let list = self.in_force();
         let mut prefixes: Vec<IpNet> = self.lists[list].iter().map(|(prefix, _)| prefix).collect();
         prefixes.sort_unstable();
         let places = prefixes.into_iter().flat_map(|prefix| self.places(list, prefix));
-        Ok(places.map(|place| self.entry(list, &place)).collect())
+        places.map(|place| self.entry(list, &place)).collect()
     }
 
-    pub(super) fn len(&mut self, core: &StageCore) -> Result<usize> {
-        let list = self.in_force(core)?;
-        Ok(self.lists[list].rules)
+    pub(super) fn len(&self) -> usize {
+        self.lists[self.in_force()].rules
     }
 
     /// The rules that a packet from an address would be compared with, until a plain one.
-    pub(super) fn asked(&mut self, core: &StageCore, address: IpNet) -> Result<Vec<RuleEntry>> {
-        let list = self.in_force(core)?;
+    pub(super) fn asked(&self, address: IpNet) -> Vec<RuleEntry> {
+        let list = self.in_force();
         let mut entries = Vec::new();
         let mut next = self.lists[list].longest(address, address.max_prefix_len());
         while let Some((prefix, _)) = next {
@@ -173,11 +172,11 @@ impl Book {
             let ended = places.last().is_some_and(|place| ends(place.leaf));
             next = if ended { None } else { self.lists[list].covering(prefix) };
         }
-        Ok(entries)
+        entries
     }
 
     /// For readers that do not lock the book.
-    pub(super) fn records(&self) -> Arc<Records> {
+    pub(super) fn records(&self) -> Arc<Rules> {
         Arc::clone(&self.records)
     }
 
@@ -209,7 +208,7 @@ impl Book {
     fn with_index<T>(
         &mut self,
         core: &StageCore,
-        mut change: impl FnMut(&mut Index, &Records) -> Result<T, Refusal>,
+        mut change: impl FnMut(&mut Index, &Rules) -> Result<T, Refusal>,
     ) -> Result<T> {
         match change(&mut self.index, &self.records) {
             Err(Refusal::Later) => {

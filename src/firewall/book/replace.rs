@@ -7,13 +7,13 @@ use ipnet::IpNet;
 use super::{Book, Place, Prefixes, RULES_ASKED, RULES_PER_PREFIX, ends};
 use crate::{
     Error, Result,
+    base::StageCore,
     firewall::{
         Progress, Rule, Selector,
         ids::{COUNTER, RECORD},
         list::PROGRESS_STEP,
         rule::{encode, flags_in, leaf, list_flags, rule_of},
     },
-    stage::StageCore,
     sys,
 };
 
@@ -75,7 +75,8 @@ impl Book {
 
     /// Puts a pending list in force for good.
     pub(in crate::firewall) fn confirm(&mut self, core: &StageCore) -> Result<()> {
-        let new = self.in_force(core)?;
+        self.finish(core)?;
+        let new = self.current ^ 1;
         if !self.pending {
             return Err(Error::NotConfirmed { stage: core.shared.name.clone() });
         }
@@ -97,9 +98,8 @@ impl Book {
     }
 
     /// When the pending list ends, if there is one.
-    pub(in crate::firewall) fn pending_until(&mut self, core: &StageCore) -> Result<Option<Duration>> {
-        self.in_force(core)?;
-        Ok(self.pending.then(|| self.deadline()))
+    pub(in crate::firewall) fn pending_until(&self) -> Option<Duration> {
+        (self.in_force() != self.current).then(|| self.deadline())
     }
 
     fn build_aside(

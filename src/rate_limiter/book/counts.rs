@@ -6,7 +6,7 @@ use super::NO_TIER;
 use crate::{
     Count, Result,
     abi::rate_limiter::{CLASSES, OWN_SCOPES, SCOPES, ScopeCount},
-    stage::StageCore,
+    base::StageCore,
 };
 
 const MAP: &str = "scope_counts";

@@ -7,13 +7,13 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Book, NO_TIER, Plan, build, counts, read, write};
+use super::{Book, NO_TIER, Plan, build, counts};
 use crate::{
     Error, Result,
     abi::rate_limiter::{BLOCKED, CLASSES, EXEMPT, LEAF_LENGTH_SHIFT, Policy, Tier as Record},
+    base::StageCore,
     lpm,
     rate_limiter::{Limit, Tier},
-    stage::StageCore,
 };
 
 /// What a new list of tiers changed.
@@ -76,17 +76,17 @@ impl Plan {
 
 impl Book {
     pub(super) fn tier_capacity(&self) -> u32 {
-        (self.tier_records.as_ref().len() * 4 / size_of::<Record>() / 2) as u32
+        self.tier_records.len() / 2
     }
 
-    fn record_at(&self, bank: u32, number: u32) -> usize {
-        (bank * self.tier_capacity() + number) as usize
+    fn record_at(&self, bank: u32, number: u32) -> u32 {
+        bank * self.tier_capacity() + number
     }
 
     /// The book's own view, from the records.
     pub(super) fn load_tiers(&mut self) {
         for number in (0..self.tier_capacity()).rev() {
-            let found: Record = read(&self.tier_records, self.record_at(self.plan.policy.tier_bank, number));
+            let found = self.tier_records.read(self.record_at(self.plan.policy.tier_bank, number));
             match decode(&found).filter(|(_, class)| self.plan.tier(*class).is_some()) {
                 Some((net, class)) => drop(self.tiers.insert(net, (class, number))),
                 None => self.free.push(number),
@@ -153,7 +153,7 @@ impl Book {
             Some((_, number)) => number,
             None => self.free.pop().expect("looked at above"),
         };
-        write(&self.tier_records, self.record_at(self.plan.policy.tier_bank, number), &record(net, class));
+        self.tier_records.write(self.record_at(self.plan.policy.tier_bank, number), &record(net, class));
         self.tiers.insert(net, (class, number));
         self.set(offset_of!(Policy, tiers), 1);
         let before = before.and_then(|(class, _)| self.plan.tier(class));
@@ -169,7 +169,7 @@ impl Book {
             IpNet::V4(v4) => table.remove(roots.0, v4, covering, length),
             IpNet::V6(v6) => table.remove(roots.1, v6, covering, length),
         })?;
-        write(&self.tier_records, self.record_at(self.plan.policy.tier_bank, number), &Record::default());
+        self.tier_records.write(self.record_at(self.plan.policy.tier_bank, number), &Record::default());
         self.tiers.remove(&net);
         self.free.push(number);
         self.set(offset_of!(Policy, tiers), u32::from(!self.tiers.is_empty()));
@@ -259,7 +259,7 @@ impl Book {
         let bank = plan.policy.tier_bank ^ 1;
         for number in 0..self.tier_capacity() {
             let new = tiers.get(number as usize).map_or_else(Record::default, |(net, class)| record(*net, *class));
-            write(&self.tier_records, self.record_at(bank, number), &new);
+            self.tier_records.write(self.record_at(bank, number), &new);
         }
         plan.policy.roots = [roots.0.line(), roots.1.line()];
         plan.policy.tiers = u32::from(!tiers.is_empty());

@@ -1,0 +1,121 @@
+//! Directories of pins: names, locks, and errors that tell the path.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::BorrowedFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{Error, Result, sys::pin as sys_pin};
+
+/// Edits take milliseconds, long lists seconds; a process that waits longer gets an error.
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_POLL: Duration = Duration::from_millis(1);
+
+/// Names become file names, and a BPF file system takes no dots.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    if name.is_empty() || name.len() > 32 || !name.chars().all(fits) {
+        return Err(Error::Invalid {
+            what: "stage name",
+            value: name.to_owned(),
+            expected: "1 to 32 of a-z, 0-9, `_` and `-`",
+        });
+    }
+    Ok(())
+}
+
+pub(crate) fn failure(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |cause| Error::Pin { path, operation, cause }
+}
+
+pub(crate) fn put(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    sys_pin::put(fd, path).map_err(failure(path, "pin there"))
+}
+
+/// Creates a directory and its parents; the nearest one that exists must be in a BPF file system.
+pub(crate) fn create_directory(directory: &Path) -> Result<()> {
+    check_bpf_fs(directory.ancestors().find(|path| path.exists()).unwrap_or(directory))?;
+    fs::create_dir_all(directory).map_err(failure(directory, "create the directory"))
+}
+
+pub(crate) fn check_bpf_fs(directory: &Path) -> Result<()> {
+    match sys_pin::is_bpf_fs(directory).map_err(failure(directory, "look at its file system"))? {
+        true => Ok(()),
+        false => Err(Error::NotBpfFs { path: directory.to_owned() }),
+    }
+}
+
+/// Removes a directory of pins. Missing is as good.
+pub(crate) fn remove_directory(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure(directory, "remove the pins")(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure(path, "remove the pin")(error)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn names_in(directory: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failure(directory, "list it"))?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect::<io::Result<_>>().map_err(failure(directory, "list it"))
+}
+
+pub(crate) fn open(directory: &Path) -> Result<File> {
+    File::open(directory).map_err(failure(directory, "open it"))
+}
+
+/// One editor at a time; the kernel frees the lock when the process ends.
+pub(crate) fn lock(directory: &Path) -> Result<File> {
+    let file = open(directory)?;
+    lock_file(&file, directory, LOCK_PATIENCE, || ())?;
+    Ok(file)
+}
+
+/// Locks an open directory (flock(2)). `waiting` is called each time somebody else has it.
+pub(crate) fn lock_file(file: &File, directory: &Path, patience: Duration, mut waiting: impl FnMut()) -> Result<()> {
+    let end = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < end => {
+                waiting();
+                thread::sleep(LOCK_POLL);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                let holder = sys_pin::lock_holder(file).ok().flatten();
+                return Err(Error::PinsLocked { path: directory.to_owned(), holder });
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failure(directory, "lock it")(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stage_names_are_file_names_without_dots() {
+        for good in ["firewall", "edge-1", "a_b"] {
+            check_name(good).unwrap();
+        }
+        for bad in ["", "a.b", "../x", "a/b", "Firewall", "abcdefghijklmnopqrstuvwxyz0123456789"] {
+            let error = check_name(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("stage name `{bad}`")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! What all network functions stand on: the inside of a stage, its mapped records, its owner, and where it is pinned.
+//!
+//! Nothing here knows of interfaces, chains or a particular function: `stage`, `attach`, `pin`, `pipeline` and the functions
+//! depend on this, and this on `sys` and `abi`.
+
+mod adopt;
+pub(crate) mod directory;
+mod home;
+mod owner;
+mod records;
+mod stage_core;
+mod state;
+
+pub(crate) use adopt::{Function, load_or_adopt};
+pub(crate) use home::{map_path, pin_stage, pinned_stages, stages};
+pub(crate) use owner::Owner;
+pub(crate) use records::Records;
+pub use stage_core::Recovery;
+pub(crate) use stage_core::{Instance, Shared, StageCore, StageKind};
+pub(crate) use state::{Edit, State};

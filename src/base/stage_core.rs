@@ -1,0 +1,264 @@
+//! The inside of every stage value: its tables, its program, its owner.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytemuck::Pod;
+
+use super::{
+    Owner,
+    directory::check_name,
+    home::{map_path, open_stage, stage_path},
+    owner::Entered,
+};
+use crate::{
+    Error, Result,
+    abi::{event::EventsState, reason::Counters},
+    flow_table::{FlowTable, Secret, Shape},
+    sys::{
+        self,
+        map::{Map, PerCpu, TypedMap},
+        mmap::LongMapping,
+        object::{Loaded, Plan},
+        program::Program,
+    },
+};
+
+/// The map that each instance has for itself: its successor in the chain.
+const SLOT: &str = "next_stage";
+
+/// What is known of a network function before it is loaded.
+#[derive(Debug)]
+pub(crate) struct StageKind {
+    /// The name of its program, its sources, and by default its values.
+    pub(crate) name: &'static str,
+    /// Changes when pinned maps cannot be understood any more.
+    pub(crate) abi: u64,
+    pub(crate) load: fn(&Plan<'_>) -> Result<Loaded>,
+}
+
+/// One program with a slot of its own.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) program: Program,
+    pub(crate) slot: Map,
+}
+
+/// The tables of a value, shared by all its instances.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) kind: &'static StageKind,
+    pub(crate) maps: Vec<Map>,
+    pub(crate) owner: Owner,
+}
+
+impl Shared {
+    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Arc<Self> {
+        Arc::new(Self { name: name.to_owned(), kind, maps, owner })
+    }
+
+    /// Another instance of the program, on the same tables.
+    pub(crate) fn instantiate(&self) -> Result<Instance> {
+        let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
+        Ok(split(loaded).0)
+    }
+}
+
+/// The inside of every stage value.
+#[derive(Debug)]
+pub struct StageCore {
+    pub(crate) shared: Arc<Shared>,
+    /// For test runs.
+    pub(crate) instance: Instance,
+    recovery: Mutex<Recovery>,
+}
+
+/// What had to be done to take over the tables of an earlier process that ended in the middle of a change. Empty in the
+/// ordinary case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Rules, services, backends and the like whose records were not whole: they are gone.
+    pub dropped: Vec<String>,
+    /// Tables that were not whole and were built again from records that are.
+    pub rebuilt: Vec<String>,
+}
+
+impl Recovery {
+    /// Whether all was whole.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.dropped.is_empty() && self.rebuilt.is_empty()
+    }
+}
+
+impl StageCore {
+    pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
+        check_name(name)?;
+        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities })?);
+        Ok(Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance))
+    }
+
+    fn of(shared: Arc<Shared>, instance: Instance) -> Self {
+        Self { shared, instance, recovery: Mutex::default() }
+    }
+
+    /// Takes over the tables that an earlier process pinned, with this build's program. `read` reads them, and finishes or
+    /// undoes what that process was at, while nobody else may change anything.
+    pub(crate) fn adopt<T>(
+        kind: &'static StageKind,
+        directory: &Path,
+        name: &str,
+        read: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<(Self, T)> {
+        let core = Self::open(kind, directory, name)?;
+        let read = {
+            let _alone = core.owner().claim()?;
+            read(&core)?
+        };
+        Ok((core, read))
+    }
+
+    fn open(kind: &'static StageKind, directory: &Path, name: &str) -> Result<Self> {
+        check_name(name)?;
+        let maps = open_stage(directory, name, kind)?;
+        let owner = Owner::open(name, &stage_path(directory, name))?;
+        let place = |error| match error {
+            // The loader knows the map's name only.
+            Error::PinMismatch { path, what, found, expected } => {
+                let path = map_path(directory, name, &path.to_string_lossy());
+                Error::PinMismatch { path, what, found, expected }
+            }
+            other => other,
+        };
+        let loaded = (kind.load)(&Plan { shared: &maps, capacities: &[] }).map_err(place)?;
+        let (instance, used) = split(loaded);
+        for map in &used {
+            if !maps.iter().any(|pinned| pinned.name() == map.name()) {
+                return Err(Error::PinMissing { path: map_path(directory, name, map.name()) });
+            }
+        }
+        Ok(Self::of(Shared::new(name, kind, used, owner), instance))
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.shared.owner
+    }
+
+    /// The right to change tables, for what has no [`State`](super::State) to lock.
+    pub(crate) fn enter(&self) -> Result<Entered<'_>> {
+        self.owner().enter()
+    }
+
+    /// Of what an earlier process left, tells that this was not whole and is gone.
+    pub(crate) fn dropped(&self, what: impl Into<String>) {
+        self.recovery.lock().unwrap_or_else(PoisonError::into_inner).dropped.push(what.into());
+    }
+
+    /// Tells that this was built again from what is whole.
+    pub(crate) fn rebuilt(&self, what: impl Into<String>) {
+        self.recovery.lock().unwrap_or_else(PoisonError::into_inner).rebuilt.push(what.into());
+    }
+
+    pub(crate) fn recovery(&self) -> Recovery {
+        self.recovery.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Refuses a configuration with another value of a setting that cannot change while the tables live. `setting` is its
+    /// name in the configuration.
+    pub(crate) fn is_fixed<T: PartialEq + fmt::Display>(
+        &self,
+        setting: &'static str,
+        found: T,
+        wanted: T,
+    ) -> Result<()> {
+        if found == wanted {
+            return Ok(());
+        }
+        let (found, expected) = (found.to_string(), wanted.to_string());
+        Err(Error::PinnedSetting { stage: self.shared.name.clone(), setting, found, expected })
+    }
+
+    /// Entries of a map.
+    pub(crate) fn entries(&self, map: &str) -> u32 {
+        self.map(map).capacity()
+    }
+
+    pub(crate) fn map(&self, name: &str) -> &Map {
+        self.shared.maps.iter().find(|map| map.name() == name).expect("the skeleton has this map")
+    }
+
+    pub(crate) fn table<K: Pod, V: Pod>(&self, name: &str) -> TypedMap<'_, K, V> {
+        TypedMap::new(self.map(name))
+    }
+
+    /// Changes the one entry of a settings table, one thread after the other. The data path sees the old or the new
+    /// value of each field.
+    pub(crate) fn change_settings<V: Pod>(&self, name: &str, change: impl FnOnce(&mut V)) -> Result<()> {
+        let _alone = self.enter()?;
+        let table = self.table::<u32, V>(name);
+        let mut settings = table.get(&0)?.unwrap_or(V::zeroed());
+        change(&mut settings);
+        table.set(&0, &settings).map_err(|error| self.map(name).error("change the settings", error))
+    }
+
+    /// The counters of each CPU.
+    pub(crate) fn counters(&self) -> Result<Vec<Counters>> {
+        self.per_cpu("counters").get(0)
+    }
+
+    /// Events that found the ring full, for stages whose program includes `event.h`.
+    pub(crate) fn events_lost(&self) -> Result<u64> {
+        Ok(self.per_cpu::<EventsState>("events_state").get(0)?.iter().map(|cpu| cpu.lost).sum())
+    }
+
+    pub(crate) fn per_cpu<V: Pod>(&self, name: &str) -> PerCpu<'_, V> {
+        PerCpu::new(self.map(name))
+    }
+
+    /// Draws the secret of a new flow table (`FLOW_TABLE(name, ...)` in C), whose map of lines was sized by this shape.
+    /// Before that, programs find nothing in it and have no room.
+    pub(crate) fn create_flow_table(&self, name: &str, shape: Shape) -> Result<FlowTable<LongMapping>> {
+        let mut words = [0_u64; 64];
+        let mut left = 0;
+        let secret = Secret::draw(|| {
+            if left == 0 {
+                sys::fill_random(bytemuck::bytes_of_mut(&mut words));
+                left = words.len();
+            }
+            left -= 1;
+            words[left]
+        });
+        let [lines, header] = self.flow_table_maps(name)?;
+        Ok(FlowTable::create(lines, header, shape, secret))
+    }
+
+    /// A flow table that an earlier process has created.
+    pub(crate) fn adopt_flow_table(&self, name: &str) -> Result<FlowTable<LongMapping>> {
+        let [lines, header] = self.flow_table_maps(name)?;
+        let table = FlowTable::open(lines, header).ok_or_else(|| {
+            let broken = std::io::Error::other("its header and its lines do not fit together");
+            self.map(&format!("{name}_table")).error("open it", broken)
+        })?;
+        table.heal();
+        Ok(table)
+    }
+
+    fn flow_table_maps(&self, name: &str) -> Result<[LongMapping; 2]> {
+        let open = |part: &str| LongMapping::new(self.map(&format!("{name}_{part}")));
+        Ok([open("lines")?, open("table")?])
+    }
+}
+
+/// The instance, and the tables that it shares. Maps with a dot in their names are the compiler's (constants in
+/// `.rodata`): the program holds them, they say nothing of the value's state, and could not be pinned.
+fn split(loaded: Loaded) -> (Instance, Vec<Map>) {
+    let tables = loaded.maps.into_iter().filter(|map| !map.name().contains('.'));
+    let (mut slots, maps): (Vec<_>, Vec<_>) = tables.partition(|map| map.name() == SLOT);
+    let slot = slots.pop().expect("every stage has a slot");
+    (Instance { program: loaded.program, slot }, maps)
+}
