@@ -6,9 +6,9 @@ use std::{fs::File, net::IpAddr, path::Path};
 
 use common::pins::{firewall, monitor, options};
 use xdpkit::{
-    Action, AttachOptions, DsrBalancer, DsrConfig, DsrService, Error, Firewall, FirewallConfig, MonitorConfig,
-    NatBalancer, NatConfig, NatService, PacketMonitor, Pipeline, Position, Protocol, Rate, RateLimiter,
-    RateLimiterConfig, Result, Rule, Scope, Stage, Tier,
+    Action, DsrBalancer, DsrConfig, DsrService, Error, Firewall, FirewallConfig, MonitorConfig, NatBalancer, NatConfig,
+    NatService, PacketMonitor, Pipeline, Position, Protocol, Rate, RateLimiter, RateLimiterConfig, Result, Rule, Scope,
+    Stage, Tier,
 };
 use xdpkit_lab::{bpffs::BpfFs, topology::Pair};
 
@@ -134,17 +134,18 @@ fn an_adopter_that_ends_before_it_is_ready_gives_the_tables_back() {
     let mut chain = Pipeline::new(&[&old]).unwrap();
     pair.server.run(|| chain.attach(&options(path))).unwrap();
     let selector = |text: &str| text.parse().unwrap();
+    let more = monitor("m");
     for round in 0..3 {
         let new = Firewall::adopt(path, "firewall").unwrap();
         new.insert(selector(&format!("198.51.100.{round}")), Rule::deny()).unwrap();
         assert!(is_superseded(old.insert(selector("192.0.2.1"), Rule::deny())));
         assert!(!old.is_superseded(), "not for good");
-        assert!(is_superseded(chain.insert(Position::Last, &monitor("m"))));
+        assert!(is_superseded(chain.insert(Position::Last, &more)));
         drop(new);
         // With what the other has changed.
         assert_eq!(old.insert(selector(&format!("198.51.100.{round}")), Rule::deny()).unwrap(), Some(Rule::deny()));
         assert_eq!(old.len().unwrap(), 3 + round);
-        chain.insert(Position::Last, &monitor("m")).unwrap();
+        chain.insert(Position::Last, &more).unwrap();
         chain.remove("m").unwrap();
     }
     // Of several, the last one is the owner; the one before it comes next.
@@ -158,7 +159,7 @@ fn an_adopter_that_ends_before_it_is_ready_gives_the_tables_back() {
     drop(one);
     assert!(old.is_superseded() && chain.is_superseded().unwrap());
     assert!(is_superseded(old.remove_expired()));
-    assert!(is_superseded(chain.insert(Position::Last, &monitor("m"))));
+    assert!(is_superseded(chain.insert(Position::Last, &more)));
     assert!(is_superseded(pair.server.run(|| old.attach(&options(path))).map(drop)));
 }
 
@@ -189,7 +190,8 @@ fn attaching_says_that_the_adopter_is_ready() {
     assert!(!old.is_superseded());
     let attachment = pair.server.run(|| new.attach(&options(bpffs.path()))).unwrap();
     assert!(old.is_superseded() && !new.is_superseded());
-    drop((attachment, new));
+    drop(attachment);
+    drop(new);
     assert!(is_superseded(old.remove_expired()), "for good");
 }
 
@@ -207,5 +209,4 @@ fn a_holder_that_does_not_let_go_is_named() {
     }
     drop(home);
     assert_eq!(old.remove_expired().unwrap(), 0);
-    let _ = AttachOptions::new("eth0");
 }

@@ -276,6 +276,7 @@ fn a_value_and_its_adopted_twin_share_one_reader() {
     assert!(matches!(twin.events(), Err(Error::EventsTaken { .. })));
     drop(events);
     assert!(twin.events().is_ok());
+    drop(twin);
     attachment.detach().unwrap();
 }
 

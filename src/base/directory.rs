@@ -13,6 +13,8 @@ use crate::{Error, Result, sys::pin as sys_pin};
 
 /// Edits take milliseconds, long lists seconds; a process that waits longer gets an error.
 pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Of chains; editors do not make room for each other there.
+const CHAIN_PATIENCE: Duration = Duration::from_secs(30);
 const LOCK_POLL: Duration = Duration::from_millis(1);
 
 /// Names become file names, and a BPF file system takes no dots.
@@ -81,7 +83,7 @@ pub(crate) fn open(directory: &Path) -> Result<File> {
 /// One editor at a time; the kernel frees the lock when the process ends.
 pub(crate) fn lock(directory: &Path) -> Result<File> {
     let file = open(directory)?;
-    lock_file(&file, directory, LOCK_PATIENCE, || ())?;
+    lock_file(&file, directory, CHAIN_PATIENCE, || ())?;
     Ok(file)
 }
 

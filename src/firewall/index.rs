@@ -49,18 +49,16 @@ impl Index {
         Ok(Self::Compiled { table, roots: [None; 2] })
     }
 
-    /// Marks what the roots of a list lead to as used, before anything is built.
-    pub(super) fn adopt(&mut self, core: &StageCore, list: usize, roots: [u32; 2]) -> Result<()> {
-        let Self::Compiled { table, roots: mine } = self else { return Ok(()) };
+    /// Marks what the roots of a list lead to as used, before anything is built. Returns how many nodes are damaged: such a
+    /// list cannot be changed, only replaced.
+    pub(super) fn adopt(&mut self, list: usize, roots: [u32; 2]) -> usize {
+        let Self::Compiled { table, roots: mine } = self else { return 0 };
         if roots == [0; 2] {
-            return Ok(());
+            return 0;
         }
         let adopted = (Root::at(roots[0]), Root::at(roots[1]));
-        let fail = |error: lpm::Error| core.map("lpm_lines").error("take it over", io::Error::other(error));
-        table.adopt(adopted.0).map_err(fail)?;
-        table.adopt(adopted.1).map_err(fail)?;
         mine[list] = Some(adopted);
-        Ok(())
+        table.adopt_what_is_whole(adopted.0) + table.adopt_what_is_whole(adopted.1)
     }
 
     /// Builds a list that is not in force from sorted prefixes, each with its leaf, or nothing. The compiled engine

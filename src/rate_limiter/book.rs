@@ -158,25 +158,39 @@ impl Book {
         let share = limit(RECORD_SHARED).and_then(|limit| limit.rate(Meter::Packets));
         let plan = Plan {
             policy,
-            scopes: std::array::from_fn(|at| Some((Scope::decode(policy.scope[at])?, limit(RECORD_SCOPES + at)?))),
+            scopes: std::array::from_fn(|at| {
+                let scope = Scope::decode(policy.scope[at])?;
+                let whole = limit(RECORD_SCOPES + at).map(|limit| (scope, limit));
+                if whole.is_none() && at < policy.scopes as usize {
+                    core.dropped(format!("the limit of {scope}: its record is not whole"));
+                }
+                whole
+            }),
             classes: std::array::from_fn(limit),
             share: share.unwrap_or(Rate::per_second(10_000)),
             events: u32::try_from(records.read(RECORD_EVENTS as u32).amount[0]).unwrap_or(0),
         };
         let roots = (Root::at(policy.roots[0]), Root::at(policy.roots[1]));
         let mut table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
-        let broken = |error| core.map("lpm_lines").error("take it over", io::Error::other(error));
-        table.adopt(roots.0).map_err(broken)?;
-        table.adopt(roots.1).map_err(broken)?;
+        let damaged = table.adopt_what_is_whole(roots.0) + table.adopt_what_is_whole(roots.1);
+        if damaged > 0 {
+            core.rebuilt(format!("the table of the tiers, of which {damaged} nodes were damaged"));
+        }
         let mut book = Self::over(core, plan, table, roots)?;
         book.bank = bank;
-        book.load_tiers();
+        book.load_tiers(core);
         // A change may have been half done: what the records say is built anew.
         let tiers: Vec<_> = book.tiers.iter().map(|(net, (class, _))| (*net, *class)).collect();
         let plan = book.plan.clone();
         match book.put_tiers(core, plan.clone(), &tiers) {
             // No room for both: the old table is right but for a change that was cut short.
-            Err(Error::Full { .. }) => book.put(core, plan)?,
+            Err(Error::Full { .. }) if damaged == 0 => book.put(core, plan)?,
+            Err(Error::Full { .. }) => {
+                // Sources have no tier until there is room.
+                book.put_tiers(core, plan.clone(), &[])?;
+                book.wait(core)?;
+                book.put_tiers(core, plan, &tiers)?;
+            }
             done => done?,
         }
         Ok(book)

@@ -1,10 +1,12 @@
 //! Taking over the tables of an earlier process, which may have died in the middle of a change.
 
+use std::mem::offset_of;
+
 use super::{Book, Entry, Member, SlotRule, Target};
 use crate::{
     Result,
-    abi::service::{BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, SERVICE_USED},
-    balancer::{BackendState, ServiceAddr, ServiceProtocol, index::Key},
+    abi::service::{BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, SERVICE_USED, Service},
+    balancer::{BackendState, ServiceAddr, ServiceProtocol, index::Key, store::lines_of},
     base::StageCore,
 };
 
@@ -13,20 +15,22 @@ impl<R: SlotRule> Book<R> {
     pub(crate) fn adopt(core: &StageCore, rule: R) -> Result<Self> {
         let mut book = Self::open(core, rule, 0)?;
         book.table_size = book.settings.read(0).table_size;
-        book.read_services();
-        let left = book.read_backends();
+        book.read_services(core);
+        let left = book.read_backends(core);
         book.forget(core, &left)?;
         book.repair_indices();
         book.addresses.keys().for_each(|address| book.set_echo_service(*address));
         let services: Vec<ServiceAddr> = book.entries.keys().copied().collect();
         for service in services {
-            book.rebuild(&service)?;
+            if let Err(error) = book.rebuild(&service) {
+                core.dropped(format!("the last change of {service}'s slots: {error}"));
+            }
         }
         book.release(core)?;
         Ok(book)
     }
 
-    fn read_services(&mut self) {
+    fn read_services(&mut self, core: &StageCore) {
         for number in 1..self.vips.len() {
             let vip = self.vips.read(number);
             if let (Some(address), true) = (vip.address.get(vip.family), vip.held != 0) {
@@ -36,13 +40,16 @@ impl<R: SlotRule> Book<R> {
         }
         for number in 1..self.services.len() {
             let record = self.services.read(number);
-            if record.flags & SERVICE_USED == 0 || record.vip >= self.vips.len() {
+            if record.flags & SERVICE_USED == 0 {
                 continue;
             }
-            let vip = self.vips.read(record.vip);
-            let (Some(address), Some(protocol)) =
-                (vip.address.get(vip.family), ServiceProtocol::from_number(record.protocol))
-            else {
+            let vip = Some(record.vip).filter(|vip| (1..self.vips.len()).contains(vip)).map(|vip| self.vips.read(vip));
+            let own_slots =
+                (record.first_line, record.slots) == ((number - 1) * lines_of(self.table_size), self.table_size);
+            let address = vip.filter(|_| own_slots).and_then(|vip| vip.address.get(vip.family));
+            let (Some(address), Some(protocol)) = (address, ServiceProtocol::from_number(record.protocol)) else {
+                core.dropped(format!("service {number}: its record is not whole"));
+                self.services.set(number, offset_of!(Service, flags), 0);
                 continue;
             };
             let port = Some(u16::from_be(record.port)).filter(|port| *port != 0);
@@ -54,7 +61,7 @@ impl<R: SlotRule> Book<R> {
 
     /// Answers those of no service: their process died while it removed or added one. They may not wait for the next
     /// service of that number.
-    fn read_backends(&mut self) -> Vec<u16> {
+    fn read_backends(&mut self, core: &StageCore) -> Vec<u16> {
         let mut left = Vec::new();
         self.fresh = self.backends.len() as u16;
         for id in 1..self.backends.len() {
@@ -66,6 +73,9 @@ impl<R: SlotRule> Book<R> {
                 continue;
             }
             let (Some(entry), Some(address)) = (entry, record.address.get(record.family)) else {
+                if record.address.get(record.family).is_none() {
+                    core.dropped(format!("backend {id}: its record is not whole"));
+                }
                 left.push(id);
                 continue;
             };

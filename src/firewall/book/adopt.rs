@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Book, Place, Prefixes, ends, is_pending};
 use crate::{
-    Result,
+    Error, Result,
     abi::firewall::{LEAF_DENY, LEAF_PLAIN, LIST, PLAIN, Record},
     base::StageCore,
     firewall::{
@@ -28,9 +28,10 @@ impl Book {
         book.pending = is_pending(&now);
         book.current = if book.pending { in_force ^ 1 } else { in_force };
         let other = in_force ^ 1;
-        book.index.adopt(core, in_force, now.roots[in_force])?;
+        let mut damaged = [0; 2];
+        damaged[in_force] = book.index.adopt(in_force, now.roots[in_force]);
         if book.pending {
-            book.index.adopt(core, other, now.roots[other])?;
+            damaged[other] = book.index.adopt(other, now.roots[other]);
         } else {
             // What it had may have been given to the list in force since, or be about to be: nothing there counts, as
             // soon as the last packet has left it.
@@ -38,11 +39,11 @@ impl Book {
             book.settings.set_roots(other, [0; 2]);
         }
         // The list in force first: the other one may share its records and counters.
-        let found = book.read_list(in_force);
-        book.adopt_list(core, in_force, found)?;
-        let found = book.read_list(other);
+        let found = book.read_list(core, in_force);
+        book.adopt_list(core, in_force, found, damaged[in_force])?;
+        let found = book.read_list(core, other);
         match book.pending {
-            true => book.adopt_list(core, other, found)?,
+            true => book.adopt_list(core, other, found, damaged[other])?,
             false => book.abandon_list(core, other, found)?,
         }
         book.begin_counters_anew();
@@ -60,14 +61,19 @@ impl Book {
     }
 
     /// The rules of a list, in the order in which they are asked.
-    fn read_list(&mut self, list: usize) -> Vec<(Selector, u32, Record)> {
-        let mut found: Vec<(Selector, u32, Record)> = (1..self.records.len())
-            .filter(|id| self.records.flags(*id) & LIST << list != 0)
-            .filter_map(|id| {
-                let record = self.records.read(id);
-                Some((selector_of(&record)?, id, record))
-            })
-            .collect();
+    fn read_list(&mut self, core: &StageCore, list: usize) -> Vec<(Selector, u32, Record)> {
+        let mut found: Vec<(Selector, u32, Record)> = Vec::new();
+        for id in (1..self.records.len()).filter(|id| self.records.flags(*id) & LIST << list != 0) {
+            let record = self.records.read(id);
+            let whole = (1..self.records.len()).contains(&record.counter);
+            match selector_of(&record).filter(|_| whole) {
+                Some(selector) => found.push((selector, id, record)),
+                None => {
+                    core.dropped(format!("rule {id}: its record is not whole"));
+                    self.records.forget(id, list);
+                }
+            }
+        }
         found.sort_by(|(a, ..), (b, ..)| a.source().cmp(&b.source()).then_with(|| a.rank().cmp(&b.rank())));
         // A change that was cut short may have left the old record beside the new one: one of them is kept.
         let mut kept: Vec<(Selector, u32, Record)> = Vec::with_capacity(found.len());
@@ -80,7 +86,13 @@ impl Book {
         kept
     }
 
-    fn adopt_list(&mut self, core: &StageCore, list: usize, found: Vec<(Selector, u32, Record)>) -> Result<()> {
+    fn adopt_list(
+        &mut self,
+        core: &StageCore,
+        list: usize,
+        found: Vec<(Selector, u32, Record)>,
+        damaged: usize,
+    ) -> Result<()> {
         self.lists[list] = Prefixes::with_capacity(found.len());
         self.lists[list].rules = found.len();
         let mut leaves: Vec<(IpNet, u32)> = Vec::new();
@@ -103,34 +115,55 @@ impl Book {
             self.lists[list].set_leaf(prefix, next);
             leaves.push((prefix, next));
         }
-        self.repair_index(core, list, &leaves)
+        self.repair_index(core, list, &leaves, damaged)
     }
 
-    fn repair_index(&mut self, core: &StageCore, list: usize, leaves: &[(IpNet, u32)]) -> Result<()> {
+    fn repair_index(&mut self, core: &StageCore, list: usize, leaves: &[(IpNet, u32)], damaged: usize) -> Result<()> {
         if self.index.is_compiled() {
-            // Beside the old one, if there is room for both; the old one is right but for a change that was cut short.
-            let old = self.index.take_roots(list);
-            match self.index.build(core, list, leaves) {
-                Ok(new) => {
-                    self.settings.set_roots(list, new);
-                    self.index.free_roots(old);
-                    self.wait(core)?;
-                }
-                Err(_) => self.index.put_roots(list, old),
+            if damaged > 0 {
+                core.rebuilt(format!("the index of the rules, of which {damaged} nodes were damaged"));
             }
-            return Ok(());
+            return match self.replace_index(core, list, leaves) {
+                // Without room for both, the old one is right but for a change that was cut short.
+                Err(Error::Full { .. }) if damaged == 0 => Ok(()),
+                Err(Error::Full { .. }) => {
+                    // Nothing passes until there is room: a root needs none of what nodes have.
+                    let closed = LEAF_PLAIN | LEAF_DENY;
+                    let all = [(Ipv4Net::default().into(), closed), (Ipv6Net::default().into(), closed)];
+                    self.replace_index(core, list, &all)?;
+                    self.replace_index(core, list, leaves)
+                }
+                done => done,
+            };
         }
         let wanted: HashMap<IpNet, u32> = leaves.iter().copied().collect();
         let mut held: HashMap<IpNet, u32> = self.index.entries(core, list)?.into_iter().collect();
-        for (prefix, leaf) in &wanted {
-            if held.remove(prefix) != Some(*leaf) {
-                self.with_index(core, |index, records| index.set(core, records, list, *prefix, *leaf))?;
-            }
-        }
-        for prefix in held.into_keys() {
+        // First what is of no rule: there may be no room beside it.
+        for prefix in held.extract_if(|prefix, _| !wanted.contains_key(prefix)).map(|(prefix, _)| prefix) {
             self.with_index(core, |index, records| index.remove(core, records, list, prefix, 0))?;
         }
+        for (prefix, leaf) in wanted {
+            if held.get(&prefix) != Some(&leaf) {
+                self.with_index(core, |index, records| index.set(core, records, list, prefix, leaf))?;
+            }
+        }
         Ok(())
+    }
+
+    /// Builds the compiled index of a list beside the old one, and lets packets go by it.
+    fn replace_index(&mut self, core: &StageCore, list: usize, leaves: &[(IpNet, u32)]) -> Result<()> {
+        let old = self.index.take_roots(list);
+        match self.with_index(core, |index, _| index.build(core, list, leaves)) {
+            Ok(new) => {
+                self.settings.set_roots(list, new);
+                self.index.free_roots(old);
+                self.wait(core)
+            }
+            Err(error) => {
+                self.index.put_roots(list, old);
+                Err(error)
+            }
+        }
     }
 
     /// Clears what is left of a list that is not in force: one that was being built, or dropped.

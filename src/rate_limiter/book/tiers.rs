@@ -84,12 +84,17 @@ impl Book {
     }
 
     /// The book's own view, from the records.
-    pub(super) fn load_tiers(&mut self) {
+    pub(super) fn load_tiers(&mut self, core: &StageCore) {
         for number in (0..self.tier_capacity()).rev() {
             let found = self.tier_records.read(self.record_at(self.plan.policy.tier_bank, number));
             match decode(&found).filter(|(_, class)| self.plan.tier(*class).is_some()) {
                 Some((net, class)) => drop(self.tiers.insert(net, (class, number))),
-                None => self.free.push(number),
+                None => {
+                    if found.used != 0 {
+                        core.dropped(format!("tier {number}: its record is not whole"));
+                    }
+                    self.free.push(number);
+                }
             }
         }
     }
