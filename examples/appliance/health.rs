@@ -227,7 +227,7 @@ impl Watch {
         for (function, interface) in ways {
             let way = match before.remove(&function) {
                 Some(same) if same.interface == interface => same,
-                _ => Way { interface, believed_from: None, disbelieved: false },
+                other => Way { interface, disbelieved: other.is_some_and(|way| way.disbelieved), believed_from: None },
             };
             backends.ways.insert(function, way);
         }
@@ -235,8 +235,9 @@ impl Watch {
 
     /// Probes of this function fail from now on, whatever its backends do.
     pub(crate) fn lose_way(&self, function: &str) {
-        let way = Way { interface: None, believed_from: None, disbelieved: false };
-        lock(&self.backends).ways.insert(function.to_owned(), way);
+        let mut backends = lock(&self.backends);
+        let disbelieved = backends.ways.get(function).is_some_and(|way| way.disbelieved);
+        backends.ways.insert(function.to_owned(), Way { interface: None, believed_from: None, disbelieved });
     }
 
     /// Probes of this function arrive again. What failed before is not believed.
@@ -255,8 +256,11 @@ impl Watch {
         let mut backends = lock(&self.backends);
         let due = backends.ways.iter_mut().filter(|(_, way)| way.disbelieved && way.is_believed());
         let due: Vec<String> = due.map(|(function, way)| (way.disbelieved = false, function.clone()).1).collect();
-        let of_them = backends.known.keys().filter(|watched| due.contains(&watched.function));
-        let keys: Vec<Watched> = of_them.cloned().collect();
+        let doubted = backends
+            .known
+            .iter()
+            .filter(|(watched, known)| due.contains(&watched.function) && known.health != Health::Down);
+        let keys: Vec<Watched> = doubted.map(|(watched, _)| watched.clone()).collect();
         drop(backends);
         for key in keys {
             if self.checks.get(&key) == Some(Health::Down) {
@@ -307,7 +311,7 @@ fn follow(backends: &Mutex<Backends>, key: &Watched, health: Health, problem: Op
         return;
     }
     let changing = backends.changing;
-    let Some(known) = backends.known.get_mut(key).filter(|known| known.health != health) else { return };
+    let Some(known) = backends.known.get_mut(key) else { return };
     known.health = health;
     known.owed = true;
     let set = if changing { Ok(()) } else { known.set_weight(key) };
