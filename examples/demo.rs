@@ -60,7 +60,10 @@ fn watch() -> Outcome {
     let mut events = monitor.events()?;
     let attachment = lab.pair.server.run(|| monitor.attach(&AttachOptions::new("eth0")))?;
     say!("A client and a server, each in a network namespace, joined by a veth pair.");
-    say!("The server's eth0 has an XDP program in {} mode, which reports what it sees:\n", attachment.mode());
+    say!(
+        "The server's eth0 has an XDP program in {} mode, which reports what it sees:\n",
+        attachment.mode().unwrap_or_default()
+    );
     let _pages = pages(&lab.pair)?;
     let tried = attempts(&lab.pair.client, lab.pair.server_addr.both());
     show("client", &tried);

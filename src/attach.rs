@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::{Error, Interface, Pipeline, Result, sys, sys::link::Link};
+use crate::{Error, Interface, Loss, Pipeline, Result, Watch, sys, sys::link::Link};
 
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -206,16 +206,17 @@ impl Attachment {
         Self { pipeline }
     }
 
-    /// The interface.
+    /// The interface that it was attached to, by the name that it had then. Whether it is there, [`Attachment::loss`] tells.
     #[must_use]
     pub fn interface(&self) -> &Interface {
         self.pipeline.interface().expect("an attachment is attached")
     }
 
-    /// The mode that was chosen: [`XdpMode::Native`], [`XdpMode::Generic`] or [`XdpMode::Offload`].
+    /// The mode in which the program runs: [`XdpMode::Native`], [`XdpMode::Generic`] or [`XdpMode::Offload`]. `None` when it
+    /// runs no more: the interface is gone, or another program has taken its place.
     #[must_use]
-    pub fn mode(&self) -> XdpMode {
-        self.pipeline.mode().expect("an attachment is attached")
+    pub fn mode(&self) -> Option<XdpMode> {
+        self.pipeline.mode()
     }
 
     /// Whether the interface is still there and runs this attachment's program.
@@ -224,6 +225,30 @@ impl Attachment {
     /// [`Error::Interface`] when the kernel does not tell.
     pub fn is_attached(&self) -> Result<bool> {
         self.pipeline.is_attached()
+    }
+
+    /// What keeps packets of the interface from this stage at the moment; `None` when all is well.
+    ///
+    /// # Errors
+    /// [`Error::Interface`] when the kernel does not tell.
+    pub fn loss(&self) -> Result<Option<Loss>> {
+        self.pipeline.loss()
+    }
+
+    /// Waits for a loss: see [`Watch`].
+    ///
+    /// # Errors
+    /// [`Error::Interface`] when the kernel refuses to notify.
+    pub fn watch(&self) -> Result<Watch> {
+        self.pipeline.watch()
+    }
+
+    /// Attaches again after a loss, with the same options: see [`Pipeline::reattach`].
+    ///
+    /// # Errors
+    /// As [`Stage::attach`](crate::Stage::attach); [`Error::Superseded`] when another process has taken over.
+    pub fn reattach(&mut self) -> Result<()> {
+        self.pipeline.reattach()
     }
 
     /// Whether an earlier process's attachment was taken over from its pins.

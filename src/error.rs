@@ -257,6 +257,13 @@ pub enum Error {
         /// The stage or the interface.
         what: String,
     },
+    /// Nothing runs this chain any more: its interface is gone, or another program has taken its link off. Nothing was
+    /// changed. [`Pipeline::reattach`](crate::Pipeline::reattach) attaches it again.
+    #[error("interface `{interface}` is gone, or another program has detached this chain from it: attach it again")]
+    Detached {
+        /// The interface.
+        interface: String,
+    },
     /// A program cannot stand in a chain with ours.
     #[error("program `{program}` (id {id}) cannot join the chain: {why}")]
     IncompatibleProgram {

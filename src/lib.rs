@@ -65,7 +65,7 @@ pub use packet::{Fragment, Network, PacketEvent, Transport, VlanTag};
 pub use pcapng::PcapngWriter;
 pub use pin::{Pinned, open_program, pinned, remove_pins};
 pub use pinned::pinned_stats;
-pub use pipeline::{Pipeline, Position};
+pub use pipeline::{Loss, Pipeline, Position, Watch};
 pub use rate_limiter::{
     Ban, BanPolicy, Bans, Bucket, Limit, Limits, Meter, Rate, RateEvent, RateLimiter, RateLimiterConfig,
     RateLimiterCounts, Scope, ScopeStats, TableFull, Tier, Tiers, TiersReplaced,

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use crate::{AttachOptions, Attachment, Pipeline, Recovery, Result, Stats, TestRun, Verdict};
+use crate::{AttachOptions, Attachment, Pipeline, Recovery, Result, Stats, TestRun, Verdict, Watch};
 
 /// A network function: one XDP program and its tables, alone on an interface or in a [`Pipeline`].
 ///
@@ -69,6 +69,14 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// [`Error::Superseded`](crate::Error::Superseded) from then on, reading goes on.
     fn is_superseded(&self) -> bool {
         self.core().owner().is_superseded()
+    }
+
+    /// Waits until another process has taken over the tables for good: see [`Watch`]. Other losses are those of attachments.
+    ///
+    /// # Errors
+    /// [`Error::Interface`](crate::Error::Interface) when the kernel refuses to notify.
+    fn watch(&self) -> Result<Watch> {
+        Watch::of_stage(&self.core().shared)
     }
 
     /// What adoption had to drop or build again, because the earlier process ended in the middle of a change.

@@ -28,7 +28,7 @@ fn native_generic_and_auto_attach_and_dropping_detaches() {
         let monitor = monitor();
         let options = AttachOptions::new("eth0").mode(mode);
         let attachment = pair.server.run(|| monitor.attach(&options)).unwrap();
-        assert_eq!(attachment.mode(), chosen);
+        assert_eq!(attachment.mode(), Some(chosen));
         assert_eq!(attachment.interface().name(), "eth0");
         assert_eq!(pings(&pair), 2, "{mode}");
         let counted = monitor.stats().unwrap().total().packets;
@@ -50,7 +50,7 @@ fn auto_falls_back_to_generic_where_the_driver_cannot() {
     assert!(matches!(&native, Error::ModeRefused { mode: XdpMode::Native, .. }), "{native}");
     assert!(native.to_string().starts_with("interface `lo` refuses XDP in native mode"), "{native}");
     let attachment = alone.run(|| monitor.attach(&AttachOptions::new("lo").mode(XdpMode::Auto))).unwrap();
-    assert_eq!(attachment.mode(), XdpMode::Generic);
+    assert_eq!(attachment.mode(), Some(XdpMode::Generic));
     attachment.detach().unwrap();
     let offload = alone.run(|| monitor.attach(&AttachOptions::new("lo").mode(XdpMode::Offload))).unwrap_err();
     assert!(matches!(offload, Error::ModeRefused { mode: XdpMode::Offload, .. }), "{offload}");

@@ -2,13 +2,13 @@
 
 mod common;
 
-use std::{fs::File, net::IpAddr, path::Path};
+use std::{fs::File, net::IpAddr, path::Path, time::Duration};
 
 use common::pins::{firewall, monitor, options};
 use xdpkit::{
-    Action, DsrBalancer, DsrConfig, DsrService, Error, Firewall, FirewallConfig, MonitorConfig, NatBalancer, NatConfig,
-    NatService, PacketMonitor, Pipeline, Position, Protocol, Rate, RateLimiter, RateLimiterConfig, Result, Rule, Scope,
-    Stage, Tier,
+    Action, DsrBalancer, DsrConfig, DsrService, Error, Firewall, FirewallConfig, Loss, MonitorConfig, NatBalancer,
+    NatConfig, NatService, PacketMonitor, Pipeline, Position, Protocol, Rate, RateLimiter, RateLimiterConfig, Result,
+    Rule, Scope, Stage, Tier,
 };
 use xdpkit_lab::{bpffs::BpfFs, topology::Pair};
 
@@ -18,7 +18,7 @@ fn is_superseded<T: std::fmt::Debug>(result: Result<T>) -> bool {
 
 /// Pins a value's tables, by an attachment that stays.
 fn pin(pair: &Pair, stage: &dyn Stage, directory: &Path) {
-    drop(pair.server.run(|| Pipeline::new(&[stage]).unwrap().attach(&options(directory))).unwrap());
+    pair.server.run(|| Pipeline::new(&[stage]).unwrap().attach(&options(directory))).unwrap();
 }
 
 #[test]
@@ -49,9 +49,7 @@ fn every_edit_of_a_superseded_value_is_refused_and_changes_nothing() {
     assert!(is_superseded(old.remove_many([selector])));
     assert!(is_superseded(old.remove_expired()));
     assert!(is_superseded(old.replace_all([(selector, rule)])));
-    assert!(is_superseded(
-        old.replace_all_unless_confirmed([(selector, rule)], std::time::Duration::from_secs(1)).map(drop)
-    ));
+    assert!(is_superseded(old.replace_all_unless_confirmed([(selector, rule)], Duration::from_secs(1)).map(drop)));
     assert!(is_superseded(old.set_default(xdpkit::Decision::Deny)));
     assert!(is_superseded(old.set_count_only(true)));
     assert!(is_superseded(old.set_sample(1)));
@@ -188,8 +186,12 @@ fn attaching_says_that_the_adopter_is_ready() {
     drop(pair.server.run(|| old.attach(&options(bpffs.path()))).unwrap());
     let new = Firewall::adopt(bpffs.path(), "firewall").unwrap();
     assert!(!old.is_superseded());
+    let mut watch = old.watch().unwrap();
+    assert_eq!(watch.wait(Duration::ZERO).unwrap(), None);
+    let waiting = std::thread::spawn(move || watch.wait(Duration::from_secs(60)).unwrap());
     let attachment = pair.server.run(|| new.attach(&options(bpffs.path()))).unwrap();
     assert!(old.is_superseded() && !new.is_superseded());
+    assert_eq!(waiting.join().unwrap(), Some(Loss::Superseded { what: "stage `firewall`".into() }));
     drop(attachment);
     drop(new);
     assert!(is_superseded(old.remove_expired()), "for good");

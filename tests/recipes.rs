@@ -7,7 +7,7 @@ use tokio::{
     runtime::Builder,
     time::timeout,
 };
-use xdpkit::{AttachOptions, Firewall, FirewallConfig, Rule, Stage as _};
+use xdpkit::{AttachOptions, Firewall, FirewallConfig, Loss, Rule, Stage as _};
 use xdpkit_lab::{topology::Pair, traffic::ping};
 
 #[test]
@@ -38,4 +38,30 @@ fn an_async_runtime_waits_for_events() {
         seen
     });
     assert_eq!(seen, 6);
+}
+
+#[test]
+fn an_async_runtime_waits_for_a_loss() {
+    let lab = Pair::new().unwrap();
+    let firewall = Firewall::load(&FirewallConfig::default()).unwrap();
+    let attachment = lab.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let loss = runtime.block_on(async {
+        let watch = attachment.watch().unwrap();
+        // SAFETY: the descriptor is the watch's own and stays open as long as the watch, which moves in.
+        let mut watch = unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }.unwrap();
+        let mut looks = 0;
+        loop {
+            let mut ready = timeout(Duration::from_secs(60), watch.readable_mut()).await.expect("it looks").unwrap();
+            if let Some(loss) = ready.get_inner_mut().wait(Duration::ZERO).unwrap() {
+                break loss;
+            }
+            ready.clear_ready();
+            looks += 1;
+            if looks == 3 {
+                lab.server.delete_link("eth0").unwrap();
+            }
+        }
+    });
+    assert!(matches!(&loss, Loss::Detached { interface } if interface == "eth0"), "{loss:?}");
 }

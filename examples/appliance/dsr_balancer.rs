@@ -148,7 +148,8 @@ impl DsrPlan {
     /// Brings a balancer to this plan. Backends that are no more in it are drained; flows stay where they are. Who is down
     /// gets no weight.
     pub(crate) fn apply(&self, name: &str, balancer: &DsrBalancer, still: &Still<'_>) -> xdpkit::Result<()> {
-        let probes = self.probes.as_ref().map(|probes| Interface::by_name(&probes.interface)).transpose()?;
+        // One that is not there is waited for.
+        let probes = self.probes.as_ref().and_then(|probes| Interface::by_name(&probes.interface).ok());
         let present: BTreeMap<_, _> = balancer.services()?.into_iter().map(|entry| (entry.address, entry)).collect();
         for (address, plan) in &self.services {
             let known = if present.contains_key(address) { balancer.backends(*address)? } else { Vec::new() };

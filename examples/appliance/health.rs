@@ -6,12 +6,14 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::Deserialize;
 use serde_json::json;
-use xdpkit::{BackendState, DsrBalancer, Health, HealthChange, HealthCheck, HealthChecks, NatBalancer, ServiceAddr};
+use xdpkit::{
+    BackendState, DsrBalancer, Health, HealthChange, HealthCheck, HealthChecks, Interface, NatBalancer, ServiceAddr,
+};
 
 use crate::{common::Output, config::ConfigError};
 
@@ -142,12 +144,32 @@ struct Backends {
     known: BTreeMap<Watched, Known>,
     /// Another plan is coming into force, and these are the old one's: they are owed their weights.
     changing: bool,
+    /// The ways of DSR balancers' probes.
+    ways: BTreeMap<String, Way>,
+}
+
+/// The interface by which a DSR balancer's probes come in. While it is away, probes fail and say nothing of backends.
+struct Way {
+    interface: Option<Interface>,
+    /// Failures from before have to be over first.
+    believed_from: Option<Instant>,
+    /// A backend was said to be down meanwhile.
+    disbelieved: bool,
+}
+
+impl Way {
+    fn is_believed(&self) -> bool {
+        // It may have gone, and come back as another one, since it was last looked at.
+        let there = |interface: &Interface| Interface::by_name(interface.name()).is_ok_and(|now| now == *interface);
+        self.interface.as_ref().is_some_and(there) && self.believed_from.is_none_or(|then| Instant::now() >= then)
+    }
 }
 
 /// All checks of an appliance.
 pub(crate) struct Watch {
     backends: Arc<Mutex<Backends>>,
     checks: HealthChecks<Watched>,
+    output: Output,
 }
 
 /// While this lives, no result of a check changes a weight.
@@ -173,7 +195,10 @@ impl Watch {
     pub(crate) fn new(output: Output) -> Self {
         let backends = Arc::new(Mutex::new(Backends::default()));
         let following = Arc::clone(&backends);
-        Self { backends, checks: HealthChecks::new(move |change| follow(&following, &change, output)) }
+        let on_change = move |change: HealthChange<Watched>| {
+            follow(&following, &change.key, change.health, change.problem, output);
+        };
+        Self { backends, checks: HealthChecks::new(on_change), output }
     }
 
     /// From now until [`Watch::set`], health is noted and changes no weight.
@@ -195,6 +220,55 @@ impl Watch {
         known.map(|(watched, known)| (watched.clone(), known.health == Health::Up)).collect()
     }
 
+    /// The ways of probes from now on, by function; without an interface where that is not there.
+    pub(crate) fn set_ways(&self, ways: BTreeMap<String, Option<Interface>>) {
+        let mut backends = lock(&self.backends);
+        let mut before = std::mem::take(&mut backends.ways);
+        for (function, interface) in ways {
+            let way = match before.remove(&function) {
+                Some(same) if same.interface == interface => same,
+                other => Way { interface, disbelieved: other.is_some_and(|way| way.disbelieved), believed_from: None },
+            };
+            backends.ways.insert(function, way);
+        }
+    }
+
+    /// Probes of this function fail from now on, whatever its backends do.
+    pub(crate) fn lose_way(&self, function: &str) {
+        let mut backends = lock(&self.backends);
+        let disbelieved = backends.ways.get(function).is_some_and(|way| way.disbelieved);
+        backends.ways.insert(function.to_owned(), Way { interface: None, believed_from: None, disbelieved });
+    }
+
+    /// Probes of this function arrive again. What failed before is not believed.
+    pub(crate) fn regain_way(&self, function: &str, interface: Interface) {
+        let of_function = self.checks.iter().filter(|(watched, ..)| watched.function == function);
+        let settles =
+            of_function.map(|(_, check, _)| (check.interval + check.timeout).saturating_mul(check.fall)).max();
+        let mut backends = lock(&self.backends);
+        let disbelieved = backends.ways.get(function).is_some_and(|way| way.disbelieved);
+        let believed_from = settles.and_then(|time| Instant::now().checked_add(time));
+        backends.ways.insert(function.to_owned(), Way { interface: Some(interface), believed_from, disbelieved });
+    }
+
+    /// Backends that were said to be down while it meant nothing, and still are, count as down once it means something.
+    pub(crate) fn believe(&self) {
+        let mut backends = lock(&self.backends);
+        let due = backends.ways.iter_mut().filter(|(_, way)| way.disbelieved && way.is_believed());
+        let due: Vec<String> = due.map(|(function, way)| (way.disbelieved = false, function.clone()).1).collect();
+        let doubted = backends
+            .known
+            .iter()
+            .filter(|(watched, known)| due.contains(&watched.function) && known.health != Health::Down);
+        let keys: Vec<Watched> = doubted.map(|(watched, _)| watched.clone()).collect();
+        drop(backends);
+        for key in keys {
+            if self.checks.get(&key) == Some(Health::Down) {
+                follow(&self.backends, &key, Health::Down, None, self.output);
+            }
+        }
+    }
+
     /// Begins the checks that are wanted, and ends the others.
     pub(crate) fn set(&self, wanted: Vec<Wanted>) -> Result<(), Box<dyn std::error::Error>> {
         let mut known = BTreeMap::new();
@@ -208,7 +282,7 @@ impl Watch {
             checks.push((entry.watched.clone(), check));
             known.insert(entry.watched, Known { weight: entry.weight, health, balancer: entry.balancer, owed });
         }
-        *present = Backends { known, changing: false };
+        (present.known, present.changing) = (known, false);
         for (watched, known) in present.known.iter_mut().filter(|(_, known)| known.owed) {
             known.set_weight(watched)?;
         }
@@ -228,30 +302,36 @@ impl Watch {
 }
 
 /// What a change means: weight or none.
-fn follow(backends: &Mutex<Backends>, change: &HealthChange<Watched>, output: Output) {
+fn follow(backends: &Mutex<Backends>, key: &Watched, health: Health, problem: Option<String>, output: Output) {
     let mut backends = lock(backends);
+    if health == Health::Down
+        && let Some(way) = backends.ways.get_mut(&key.function).filter(|way| !way.is_believed())
+    {
+        way.disbelieved = true;
+        return;
+    }
     let changing = backends.changing;
-    let Some(known) = backends.known.get_mut(&change.key) else { return };
-    known.health = change.health;
+    let Some(known) = backends.known.get_mut(key) else { return };
+    known.health = health;
     known.owed = true;
-    let set = if changing { Ok(()) } else { known.set_weight(&change.key) };
+    let set = if changing { Ok(()) } else { known.set_weight(key) };
     let problem = match set {
-        Ok(()) => change.problem.clone(),
+        Ok(()) => problem,
         Err(error) => Some(error.to_string()),
     };
-    let Watched { function, service, backend } = &change.key;
+    let Watched { function, service, backend } = key;
     let backend = if backend.port() == 0 { backend.ip().to_string() } else { backend.to_string() };
     let line = json!({
         "event": "health",
         "function": function,
         "service": service.to_string(),
         "backend": backend,
-        "health": change.health.to_string(),
+        "health": health.to_string(),
         "problem": problem,
     });
     output.line(&line, || {
         let why = problem.map_or_else(String::new, |problem| format!(": {problem}"));
-        format!("{function}: {service}: backend {backend} is {}{why}", change.health)
+        format!("{function}: {service}: backend {backend} is {health}{why}")
     });
 }
 

@@ -13,6 +13,7 @@ mod config;
 mod dsr_balancer;
 mod firewall;
 mod health;
+mod interfaces;
 mod metrics;
 mod nat_balancer;
 mod rate_limiter;
@@ -117,16 +118,19 @@ fn run() -> Result<(), Box<dyn Error>> {
     ready(output, &lock(&appliance));
 
     let start = Instant::now();
-    let mut tidied = start;
+    let (mut tidied, mut looked) = (start, start);
     let mut next_stats = flags.stats_every.map(|every| start + every);
     while !stop.load(Ordering::Relaxed) && flags.duration.is_none_or(|length| start.elapsed() < length) {
         thread::sleep(Duration::from_millis(20));
-        // An upgrade: the tables are another process's from now on, and two would undo each other's changes.
-        if let Some(interface) = lock(&appliance).superseded()? {
-            output.line(&json!({"event": "superseded", "interface": interface}), || {
-                format!("another process has taken over {interface}")
-            });
-            break;
+        if looked.elapsed() >= interfaces::LOOK {
+            looked = Instant::now();
+            // An upgrade: the tables are another process's from now on, and two would undo each other's changes.
+            if let Some(interface) = lock(&appliance).tend()? {
+                output.line(&json!({"event": "superseded", "interface": interface}), || {
+                    format!("another process has taken over {interface}")
+                });
+                break;
+            }
         }
         if reload.swap(false, Ordering::Relaxed) {
             let read = config::read(&file).map_err(Box::from);
@@ -201,7 +205,12 @@ fn lock(appliance: &Mutex<Appliance>) -> MutexGuard<'_, Appliance> {
 
 fn ready(output: Output, appliance: &Appliance) {
     for (interface, chain) in &appliance.chains {
-        let mode = chain.mode().map_or_else(String::new, |mode| mode.to_string());
+        // What is, not what was: it may have gone a moment ago.
+        if !chain.is_attached().unwrap_or(false) {
+            appliance.tell_detached(interface, "there is no such interface at the moment");
+            continue;
+        }
+        let mode = interfaces::mode(chain);
         let (stages, adopted) = (chain.stages(), chain.adopted());
         let line = json!({"event": "ready", "interface": interface, "mode": mode, "chain": stages, "adopted": adopted});
         output.line(&line, || {

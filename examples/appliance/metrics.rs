@@ -17,7 +17,10 @@ use prometheus_client::{
 
 use xdpkit::ConnectionState;
 
-use crate::state::{Appliance, Function};
+use crate::{
+    interfaces::mode,
+    state::{Appliance, Function},
+};
 
 /// A counter or a gauge, with its labels.
 struct Sample {
@@ -67,7 +70,8 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     let mut backend_up =
         Family::gauge("xdpkit_backend_up", "1 while a backend answers its health checks, 0 while it does not");
     let mut transition = Family::gauge("xdpkit_slots_in_transition", "Slots that remember an earlier backend");
-    let mut attached = Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface");
+    let mut attached =
+        Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface, 0 while it is not");
     for (name, function) in &appliance.functions {
         for line in &function.stage().stats()?.reasons {
             let labels = || {
@@ -151,10 +155,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         backend_up.add(vec![("function", watched.function), ("service", service), ("backend", backend)], up.into());
     }
     for (interface, chain) in &appliance.chains {
-        let labels = vec![
-            ("interface", interface.clone()),
-            ("mode", chain.mode().map_or_else(String::new, |mode| mode.to_string())),
-        ];
+        let labels = vec![("interface", interface.clone()), ("mode", mode(chain))];
         attached.add(labels, chain.is_attached()?.into());
     }
     Ok(vec![

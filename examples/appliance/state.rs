@@ -10,16 +10,17 @@ use std::{
 };
 
 use xdpkit::{
-    AttachOptions, DsrBalancer, Firewall, NatBalancer, PacketMonitor, Pipeline, RateLimiter, Stage, open_program,
+    DsrBalancer, Firewall, Interface, NatBalancer, PacketMonitor, Pipeline, RateLimiter, Stage, open_program,
 };
 
 use crate::{
     common::Output,
     config::{FunctionPlan, InterfacePlan, Plan},
     health::{Still, Wanted, Watch},
+    interfaces::{Lost, options},
 };
 
-type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 /// One function.
 pub(crate) enum Function {
@@ -145,22 +146,28 @@ fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan, pinned: bool
 
 /// Functions, and the chains that they stand in.
 pub(crate) struct Appliance {
-    plan: Plan,
-    pin: Option<PathBuf>,
+    pub(crate) output: Output,
+    pub(crate) plan: Plan,
+    pub(crate) pin: Option<PathBuf>,
     /// Opened when the plan came: their pins may be gone when a reload is undone.
     lasts: BTreeMap<String, OwnedFd>,
     pub(crate) functions: BTreeMap<String, Function>,
+    /// Of every interface of the plan, whether it is there or not.
     pub(crate) chains: BTreeMap<String, Pipeline>,
+    /// Interfaces that are without their chains, told as such.
+    pub(crate) lost: BTreeMap<String, Lost>,
     pub(crate) watch: Watch,
 }
 
 impl Appliance {
     /// Starts all functions, then attaches the chains. With a pin directory, takes over what an earlier process left.
+    /// Interfaces that are not there are waited for, as long as there is one.
     pub(crate) fn start(plan: Plan, pin: Option<PathBuf>, output: Output) -> Outcome<Self> {
         let (functions, chains, lasts) = (BTreeMap::new(), BTreeMap::new(), lasts(&plan)?);
-        let mut appliance = Self { plan, pin, lasts, functions, chains, watch: Watch::new(output) };
+        let (lost, watch) = (BTreeMap::new(), Watch::new(output));
+        let mut appliance = Self { output, plan, pin, lasts, functions, chains, lost, watch };
         appliance.start_functions()?;
-        appliance.bring_to_plan()?;
+        appliance.bring_to_plan(true)?;
         Ok(appliance)
     }
 
@@ -190,24 +197,26 @@ impl Appliance {
 
     /// Checks the backends that the plan wants checked, and no others.
     fn watch_backends(&self) -> Outcome {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut ways) = (Vec::new(), BTreeMap::new());
         for (name, plan) in &self.plan.functions {
             wanted.extend(self.functions[name].checks(name, plan).map_err(|error| named(name, error))?);
+            if let FunctionPlan::DsrBalancer(plan) = plan
+                && let Some(probes) = &plan.probes
+            {
+                let there = !self.lost.contains_key(&probes.interface);
+                ways.insert(name.clone(), Interface::by_name(&probes.interface).ok().filter(|_| there));
+            }
         }
+        self.watch.set_ways(ways);
         self.watch.set(wanted)
     }
 
-    /// A chain, attached.
+    /// A chain, not attached yet.
     fn chain(&self, interface: &str, plan: &InterfacePlan) -> Outcome<Pipeline> {
         let mut chain = Pipeline::new(&stages(plan, &self.functions))?;
         if let Some(last) = self.lasts.get(interface) {
             chain.set_last(Some(last.as_fd()))?;
         }
-        let mut options = AttachOptions::new(interface).mode(plan.mode).replace_chain(true).announce_ready(false);
-        if let Some(pin) = &self.pin {
-            options = options.pin(pin);
-        }
-        chain.attach(&options)?;
         Ok(chain)
     }
 
@@ -216,9 +225,9 @@ impl Appliance {
         self.check_changes(&plan)?;
         let lasts = lasts(&plan)?;
         let old = (mem::replace(&mut self.plan, plan), mem::replace(&mut self.lasts, lasts));
-        let Err(error) = self.start_functions().and_then(|()| self.bring_to_plan()) else { return Ok(()) };
+        let Err(error) = self.start_functions().and_then(|()| self.bring_to_plan(false)) else { return Ok(()) };
         (self.plan, self.lasts) = old;
-        match self.bring_to_plan() {
+        match self.bring_to_plan(false) {
             Ok(()) => Err(error),
             Err(other) => {
                 self.watch.go_on();
@@ -250,27 +259,39 @@ impl Appliance {
     }
 
     /// Brings functions and chains from whatever they are to the plan. Functions that no packet meets yet come first,
-    /// then new interfaces, where most can fail; what is taken away comes last.
-    fn bring_to_plan(&mut self) -> Outcome {
+    /// then new interfaces, where most can fail; what is taken away comes last. `may_lack`: interfaces that are not there
+    /// are waited for, if one is.
+    fn bring_to_plan(&mut self, may_lack: bool) -> Outcome {
         let at_work: BTreeSet<String> = self.chains.values().flat_map(Pipeline::stages).map(str::to_owned).collect();
         self.apply(|name| !at_work.contains(name))?;
-        for (interface, plan) in &self.plan.interfaces {
-            if !self.chains.contains_key(interface) {
-                let chain = self.chain(interface, plan)?;
-                self.chains.insert(interface.clone(), chain);
+        let plans = self.plan.interfaces.clone();
+        let (present, new): (Vec<_>, Vec<_>) = plans.iter().partition(|(name, _)| self.chains.contains_key(*name));
+        let mut lacking = None;
+        for (interface, plan) in new {
+            let mut chain = self.chain(interface, plan)?;
+            match chain.attach(&options(interface, plan, self.pin.as_deref())) {
+                Err(error @ xdpkit::Error::UnknownInterface { .. }) if may_lack => {
+                    self.lost.insert(interface.clone(), Lost::default());
+                    lacking.get_or_insert(error);
+                }
+                done => done?,
             }
+            self.chains.insert(interface.clone(), chain);
+        }
+        if let Some(error) = lacking
+            && self.lost.len() == self.chains.len()
+        {
+            return Err(error.into());
         }
         self.apply(|name| at_work.contains(name))?;
-        for (interface, plan) in &self.plan.interfaces {
-            if let Some(chain) = self.chains.get_mut(interface) {
-                chain.set_stages(&stages(plan, &self.functions))?;
-                chain.set_last(self.lasts.get(interface).map(AsFd::as_fd))?;
-            }
+        for (interface, plan) in present {
+            self.bring_chain(interface, plan)?;
         }
         self.watch_backends()?;
         let gone: Vec<String> =
             self.chains.keys().filter(|name| !self.plan.interfaces.contains_key(*name)).cloned().collect();
         for name in gone {
+            self.lost.remove(&name);
             if let Some(chain) = self.chains.remove(&name) {
                 chain.detach()?;
             }
@@ -287,20 +308,31 @@ impl Appliance {
         Ok(())
     }
 
-    /// An interface that another process has taken over for good.
-    pub(crate) fn superseded(&self) -> Outcome<Option<&str>> {
-        for (interface, chain) in &self.chains {
-            if chain.is_superseded()? {
-                return Ok(Some(interface));
+    /// Brings the chain of an interface to the plan. What is without its interface cannot be edited: it is made anew, and
+    /// attached when the interface is back.
+    fn bring_chain(&mut self, interface: &str, plan: &InterfacePlan) -> Outcome {
+        let Some(chain) = self.chains.get_mut(interface) else { return Ok(()) };
+        if chain.is_attached()? {
+            let last = self.lasts.get(interface).map(AsFd::as_fd);
+            match chain.set_stages(&stages(plan, &self.functions)).and_then(|()| chain.set_last(last)) {
+                Err(xdpkit::Error::Detached { .. }) => {}
+                other => return Ok(other?),
             }
+        } else if chain.is_superseded()? {
+            return Err(format!("interface `{interface}`: another process has taken over").into());
         }
-        Ok(None)
+        self.lose(interface, "it is gone")?;
+        let fresh = self.chain(interface, plan)?;
+        if let Some(old) = self.chains.insert(interface.to_owned(), fresh) {
+            old.detach()?;
+        }
+        Ok(())
     }
 
     /// Once in a few seconds.
     pub(crate) fn tidy(&self) -> Outcome {
         for (name, function) in &self.functions {
-            function.tidy().map_err(|error| named(name, error))?;
+            function.tidy().or_else(unless_taken).map_err(|error| named(name, error))?;
         }
         Ok(())
     }
@@ -309,10 +341,22 @@ impl Appliance {
     pub(crate) fn stop(&mut self) -> Outcome {
         for chain in std::mem::take(&mut self.chains).into_values() {
             if self.pin.is_none() {
-                chain.detach()?;
+                match chain.detach() {
+                    // Another program was put into its link, which ends with this process.
+                    Err(xdpkit::Error::Superseded { .. }) => {}
+                    done => done?,
+                }
             }
         }
         Ok(())
+    }
+}
+
+/// While another process takes over, nothing can be changed: if it does not get ready, the next time will do.
+pub(crate) fn unless_taken(error: xdpkit::Error) -> xdpkit::Result<()> {
+    match error {
+        xdpkit::Error::Superseded { .. } | xdpkit::Error::PinsLocked { .. } => Ok(()),
+        error => Err(error),
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use lexopt::{Arg, ValueExt as _};
 use serde_json::{Value, json};
-use xdpkit::{AttachOptions, Attachment, Stage, Stats, XdpMode};
+use xdpkit::{AttachOptions, Attachment, Loss, Stage, Stats, Watch, XdpMode};
 use xdpkit_lab::Namespace;
 
 type Failure = Box<dyn Error>;
@@ -201,6 +201,7 @@ pub(crate) struct Session<'a> {
     flags: &'a Flags,
     stage: &'a dyn Stage,
     attachments: Vec<Attachment>,
+    watches: Vec<Watch>,
     stop: Arc<AtomicBool>,
     output: Output,
 }
@@ -230,12 +231,14 @@ impl<'a> Session<'a> {
         };
         let output = Output { json: flags.json };
         for attachment in &attachments {
-            let (interface, mode) = (attachment.interface().name(), attachment.mode().to_string());
+            let interface = attachment.interface().name();
+            let mode = attachment.mode().map_or_else(String::new, |mode| mode.to_string());
             output.line(&json!({"event": "ready", "interface": interface, "mode": mode}), || {
                 format!("attached to {interface} in {mode} mode")
             });
         }
-        Ok(Self { flags, stage, attachments, stop, output })
+        let watches = attachments.iter().map(Attachment::watch).collect::<xdpkit::Result<_>>()?;
+        Ok(Self { flags, stage, attachments, watches, stop, output })
     }
 
     /// What ends [`Session::run`] when it is set.
@@ -244,9 +247,9 @@ impl<'a> Session<'a> {
     }
 
     /// Calls `tick` again and again until it is time to stop, detaches, and then until it has nothing left to do.
-    /// `extra` adds to the statistics.
+    /// `extra` adds to the statistics. Fails when an interface is lost.
     pub(crate) fn run(
-        self,
+        mut self,
         mut tick: impl FnMut(Output) -> Result<bool, Failure>,
         extra: impl Fn() -> xdpkit::Result<Value>,
     ) -> Result<(), Failure> {
@@ -254,6 +257,15 @@ impl<'a> Session<'a> {
         let mut next_stats = self.flags.stats_every.map(|every| start + every);
         while !self.stop.load(Ordering::Relaxed) && self.flags.duration.is_none_or(|length| start.elapsed() < length) {
             tick(self.output)?;
+            for (watch, attachment) in self.watches.iter_mut().zip(&self.attachments) {
+                if let Some(loss) = watch.wait(Duration::ZERO)? {
+                    let interface = attachment.interface().name().to_owned();
+                    let line = json!({"event": "detached", "interface": interface});
+                    self.output.line(&line, || format!("{interface} is lost"));
+                    self.print_stats(&extra()?)?;
+                    return Err(format!("interface `{interface}`: {}", reason(&loss)).into());
+                }
+            }
             if let (Some(at), Some(every)) = (next_stats, self.flags.stats_every)
                 && Instant::now() >= at
             {
@@ -273,6 +285,14 @@ impl<'a> Session<'a> {
     fn print_stats(&self, extra: &Value) -> xdpkit::Result<()> {
         print_stats(self.output, &self.stage.stats()?, extra);
         Ok(())
+    }
+}
+
+fn reason(loss: &Loss) -> &'static str {
+    match loss {
+        Loss::Moved { .. } => "it has left for another network namespace, or another interface has its name now",
+        Loss::Superseded { .. } => "another program runs in the place of ours",
+        _ => "it is gone, or another program has detached ours from it",
     }
 }
 

@@ -67,6 +67,18 @@ impl Namespace {
         self.netlink().delete_link(self.ifindex(dev)?).context(|| self.about(dev, "delete"))
     }
 
+    /// Gives an interface another name.
+    pub fn rename_link(&self, dev: &str, name: &str) -> Result<()> {
+        let set = self.set_link(dev, LinkAttribute::IfName(name.into()));
+        set.context(|| self.about(dev, &format!("rename it to {name}")))
+    }
+
+    /// Moves an interface to another namespace, where it is down and without addresses at first.
+    pub fn move_link(&self, dev: &str, to: &Namespace) -> Result<()> {
+        let set = self.set_link(dev, LinkAttribute::NetNsFd(to.as_fd().as_raw_fd()));
+        set.context(|| self.about(dev, &format!("move it to {}", to.name())))
+    }
+
     /// Turns checksum, segmentation and receive offloads on or off.
     ///
     /// Off, each frame arrives as it was sent: checksums complete, nothing merged or split.

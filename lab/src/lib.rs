@@ -31,6 +31,7 @@ pub mod chart;
 pub mod cpu;
 mod device;
 mod error;
+mod foreign;
 pub mod frame;
 mod namespace;
 mod netlink;

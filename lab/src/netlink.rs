@@ -13,7 +13,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -84,6 +84,25 @@ impl Netlink {
             }
         }
         Err(io::Error::from_raw_os_error(libc::ENODEV))
+    }
+
+    /// The id of the XDP program that the interface runs.
+    pub(crate) fn xdp_program(&self, name: &str) -> io::Result<Option<u32>> {
+        let mut query = LinkMessage::default();
+        query.attributes = vec![LinkAttribute::IfName(name.into())];
+        let answers = self.request(RouteNetlinkMessage::GetLink(query), 0)?;
+        let links = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(&link.attributes),
+            _ => None,
+        });
+        let found = links.flatten().filter_map(|attribute| match attribute {
+            LinkAttribute::Xdp(xdp) => xdp.iter().find_map(|entry| match entry {
+                LinkXdp::ProgId(id) => Some(*id),
+                _ => None,
+            }),
+            _ => None,
+        });
+        Ok(found.last())
     }
 
     pub(crate) fn set_link(&self, index: u32, attributes: Vec<LinkAttribute>) -> io::Result<()> {

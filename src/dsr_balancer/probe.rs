@@ -20,7 +20,8 @@ impl DsrBalancer {
     /// What comes in by this interface for a virtual address and is no probe is dropped
     /// ([`Reason::NotAProbe`]): probes are TCP segments with a TTL or hop limit of 255, which packets that the host only
     /// forwards cannot have (RFC 5082), or resets. A backend is probed on any port, so services on UDP can be checked, too. An
-    /// interface that is made anew has another index: set it again.
+    /// interface that is made anew has another index: when [`Loss`](crate::Loss) tells of its end, set `None`, and once it
+    /// is attached again, set it again. Failures of checks in between say nothing of backends.
     ///
     /// The pair, for the virtual addresses 192.0.2.1 and 2001:db8::1 on a host that is 198.51.100.10 and 2001:db8:b::10 on
     /// `eth0`:

@@ -86,6 +86,10 @@ impl InterfacePins {
         Ok(())
     }
 
+    pub(crate) fn link_path(&self) -> PathBuf {
+        self.home.join(LINK)
+    }
+
     pub(crate) fn link(&self) -> Result<Option<Link>> {
         Link::open_pinned(&self.home.join(LINK))
     }

@@ -2,17 +2,18 @@
 
 use std::{os::fd::AsFd as _, path::Path};
 
-use super::{Attached, Pipeline, unreadable};
+use super::{Attached, Loss, Pipeline, unreadable};
 #[allow(unused_imports, reason = "for links in the documentation")]
 use crate::Stage;
 use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
     pin::{InterfacePins, Undo},
-    sys::{self, link::Link, program::Program},
+    sys::{self, link::Link, links::Links, program::Program},
 };
 
 impl Pipeline {
-    /// Attaches to an interface; at most once. With [`AttachOptions::pin`], a chain that an earlier process
+    /// Attaches to an interface; a second time only once the first interface is lost ([`Loss::Detached`],
+    /// [`Loss::Moved`]). With [`AttachOptions::pin`], a chain that an earlier process
     /// pinned for this interface is swapped for this one in one step; a last program pinned there goes on
     /// unless this pipeline has its own.
     ///
@@ -21,9 +22,15 @@ impl Pipeline {
     /// adopted. After an error the pipeline is as before, and so is what
     /// was pinned.
     pub fn attach(&mut self, options: &AttachOptions) -> Result<()> {
-        if let Some(attached) = &self.attached {
-            let what = format!("it is attached to `{}` already; one pipeline guards one interface", attached.interface);
-            return Err(Error::Pipeline { what });
+        let loss = self.loss()?;
+        match (&self.attached, &loss) {
+            (None, _) | (_, Some(Loss::Detached { .. } | Loss::Moved { .. })) => {}
+            (Some(attached), Some(Loss::Superseded { .. })) => attached.check()?,
+            (Some(attached), _) => {
+                let interface = attached.interface();
+                let what = format!("it is attached to `{interface}` already; one pipeline guards one interface");
+                return Err(Error::Pipeline { what });
+            }
         }
         self.refuse_superseded()?;
         let interface = options.interface()?;
@@ -41,25 +48,71 @@ impl Pipeline {
     }
 
     fn attach_to(&mut self, options: &AttachOptions, interface: Interface) -> Result<()> {
+        let loss = self.loss()?;
+        let links = Links::open().map_err(|cause| unreadable(&interface, cause))?;
         let Some(directory) = options.pin_directory() else {
             let (link, mode) = options.link(&interface, self.members[0].fd())?;
-            self.attached = Some(Attached { link, interface, mode, adopted: false, pins: None });
-            return Ok(());
+            let attached = Attached::new((link, &self.members), interface, links, mode, None, options);
+            return self.put_attached(attached);
         };
         let pins = InterfacePins::new(directory, &interface)?;
         let _lock = pins.lock()?;
         pins.remove_dead()?;
+        // An interface that has left with this chain may have had the index of the one that is here now.
+        if matches!(loss, Some(Loss::Moved { .. })) && self.pins().is_some_and(|left| left.path() == pins.path()) {
+            pins.remove_link()?;
+        }
+        let before: Vec<_> = self.members.iter().map(|member| member.pin.clone()).collect();
         let done = match pins.link()? {
-            Some(link) => self.take_over(options, link, interface, pins),
-            None => self.attach_pinned(options, interface, pins),
+            // What was lost is never won back from a process that has it now.
+            Some(_) if self.attached.is_some() => Err(Error::Superseded { what: format!("interface `{interface}`") }),
+            Some(link) => self.take_over(options, link, interface, links, pins),
+            None => self.attach_pinned(options, interface, links, pins),
         };
         if done.is_err() {
-            self.members.iter_mut().for_each(|member| member.pin = None);
+            self.members.iter_mut().zip(before).for_each(|(member, pin)| member.pin = pin);
         }
         done
     }
 
-    fn attach_pinned(&mut self, options: &AttachOptions, interface: Interface, pins: InterfacePins) -> Result<()> {
+    /// Attaches again after a loss, with the options of the first time: looks the interface up by its name in the network
+    /// namespace of the calling thread, as [`Pipeline::attach`] does. Tables, counters and members are what they were.
+    /// Does nothing when nothing was lost, and pins again what lacks its pins only.
+    ///
+    /// What was pinned for the interface that is lost is removed. From one that has left with the chain ([`Loss::Moved`]), the
+    /// chain is taken off.
+    ///
+    /// # Errors
+    /// As [`Pipeline::attach`]: [`Error::UnknownInterface`] as long as there is none of that name. [`Error::Superseded`] when
+    /// another process has taken over, [`Error::Pipeline`] for a pipeline that was never attached.
+    pub fn reattach(&mut self) -> Result<()> {
+        let Some(attached) = &self.attached else {
+            return Err(Error::Pipeline { what: "it was not attached before".into() });
+        };
+        let options = attached.options.clone();
+        match attached.loss()? {
+            None => Ok(()),
+            Some(Loss::Unpinned { .. }) => self.pin_again(),
+            Some(_) => self.attach(&options),
+        }
+    }
+
+    /// Lets go of an attachment that was lost, and has another.
+    fn put_attached(&mut self, attached: Attached) -> Result<()> {
+        let Some(old) = self.attached.replace(attached) else { return Ok(()) };
+        match (&old.pins, self.pins()) {
+            (Some(old), now) if now.is_none_or(|now| now.path() != old.path()) => old.remove(),
+            _ => Ok(()),
+        }
+    }
+
+    fn attach_pinned(
+        &mut self,
+        options: &AttachOptions,
+        interface: Interface,
+        links: Links,
+        pins: InterfacePins,
+    ) -> Result<()> {
         // Remnants of an attachment that never came about.
         pins.remove()?;
         let mut undo = Undo::default();
@@ -68,7 +121,26 @@ impl Pipeline {
         let (link, mode) = options.link(&interface, self.members[0].fd())?;
         pins.put_link(&link)?;
         undo.keep();
-        self.attached = Some(Attached { link, interface, mode, adopted: false, pins: Some(pins) });
+        self.put_attached(Attached::new((link, &self.members), interface, links, mode, Some(pins), options))
+    }
+
+    /// Pins again what goes on without pins.
+    fn pin_again(&mut self) -> Result<()> {
+        let Some(options) = self.attached.as_ref().map(|attached| attached.options.clone()) else { return Ok(()) };
+        let (Some(directory), Some(interface)) = (options.pin_directory(), self.interface().cloned()) else {
+            return Ok(());
+        };
+        let pins = InterfacePins::new(directory, &interface)?;
+        let _lock = self.begin_edit()?;
+        if pins.link()?.is_some() {
+            return Ok(());
+        }
+        pins.remove()?;
+        let mut undo = Undo::default();
+        undo.add(pins.path().to_owned());
+        self.pin_members(&pins, &mut undo)?;
+        self.attached.as_ref().map_or(Ok(()), Attached::pin_link)?;
+        undo.keep();
         Ok(())
     }
 
@@ -78,6 +150,7 @@ impl Pipeline {
         options: &AttachOptions,
         link: Link,
         interface: Interface,
+        links: Links,
         pins: InterfacePins,
     ) -> Result<()> {
         let mismatch = |what: &str, found: String, expected: String| Error::PinMismatch {
@@ -135,7 +208,9 @@ impl Pipeline {
         if self.wait_for_readers().is_ok() {
             let _ = pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id));
         }
-        self.attached = Some(Attached { link, interface, mode, adopted: true, pins: Some(pins) });
+        let mut attached = Attached::new((link, &self.members), interface, links, mode, Some(pins), options);
+        attached.adopted = true;
+        self.attached = Some(attached);
         Ok(())
     }
 
@@ -148,12 +223,12 @@ impl Pipeline {
     }
 
     fn take_back_link(&mut self, attached: &Attached) -> Result<()> {
-        let Attached { link, interface, pins: Some(pins), .. } = attached else { return Ok(()) };
-        let now = link.info().map_err(|cause| unreadable(interface, cause))?.program;
-        let old = pins.program(now)?.ok_or_else(|| self.superseded(interface))?;
+        let (Some(pins), Some(other)) = (&attached.pins, attached.other_program()?) else { return Ok(()) };
+        let superseded = || Error::Superseded { what: format!("interface `{}`", attached.interface()) };
+        let old = pins.program(other)?.ok_or_else(superseded)?;
         let mut undo = Undo::default();
         self.pin_members(pins, &mut undo)?;
-        link.replace(old.as_fd(), self.members[0].fd()).map_err(|cause| unreadable(interface, cause))?;
+        attached.set_program(old.as_fd(), &self.members[0].instance.program)?;
         undo.keep();
         if self.wait_for_readers().is_ok() {
             pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id))?;
@@ -173,16 +248,22 @@ impl Pipeline {
         self.members.iter().filter_map(|member| member.pin.as_deref()).collect()
     }
 
-    /// Detaches, also when pinned: the link and its pins go, the pins of the stages' tables stay.
+    /// Detaches, also when pinned: the link and its pins go, the pins of the stages' tables stay. When the interface is gone
+    /// already, its pins go.
     ///
     /// # Errors
     /// [`Error::Interface`], [`Error::Pin`], or [`Error::Superseded`] when another process has taken over:
     /// then nothing was done.
     pub fn detach(mut self) -> Result<()> {
-        let _lock = self.begin_edit()?;
+        let _lock = match self.begin_edit() {
+            Err(Error::Detached { .. }) => {
+                self.pins().filter(|pins| pins.path().exists()).map(InterfacePins::lock).transpose()?
+            }
+            other => other?,
+        };
         let Some(attached) = self.attached.take() else { return Ok(()) };
         let fail = |cause| Error::Interface {
-            interface: attached.interface.name().to_owned(),
+            interface: attached.interface().name().to_owned(),
             operation: "detach from it",
             cause,
         };
@@ -190,7 +271,7 @@ impl Pipeline {
         if let Some(pins) = &attached.pins {
             pins.remove_link()?;
         }
-        attached.link.detach().map_err(fail)?;
+        attached.detach().map_err(fail)?;
         // Packets that are inside the chain still get to its end.
         let waited = self.wait_for_readers();
         if let Some(pins) = &attached.pins {

@@ -1,8 +1,9 @@
-//! Editing a chain while packets flow.
+//! Editing a chain while packets flow. All of it answers [`Error::Detached`] when nothing runs the chain any more, and
+//! [`Error::Superseded`] when another process has taken it over.
 
 use std::{os::fd::BorrowedFd, sync::Arc};
 
-use super::{Member, Pipeline, Position, check_chain, fresh_chain};
+use super::{Attached, Member, Pipeline, Position, check_chain, fresh_chain};
 use crate::{Error, Result, Stage, base::Shared, pin::Undo, sys::program::Program};
 
 impl Pipeline {
@@ -98,7 +99,7 @@ impl Pipeline {
         check_chain(&names, self.last.is_some())?;
         let same = |(new, old): (&Arc<Shared>, &Member)| Arc::ptr_eq(new, &old.shared);
         if shared.len() == self.members.len() && shared.iter().zip(&self.members).all(same) {
-            return Ok(());
+            return self.attached.as_ref().map_or(Ok(()), Attached::check);
         }
         self.swap_chain(&shared)
     }

@@ -1,7 +1,9 @@
 //! Chains of stages on one interface, edited while packets flow.
 
 mod attach;
+mod attached;
 mod edit;
+mod watch;
 
 use std::{
     fs::File,
@@ -17,8 +19,10 @@ use crate::{
     Error, Interface, Result, Stage, TestRun, Verdict, XdpMode,
     base::{Instance, Shared, StageCore},
     pin::{InterfacePins, Undo},
-    sys::{grace::GracePeriod, link::Link, program::Program},
+    sys::{grace::GracePeriod, program::Program},
 };
+use attached::Attached;
+pub use watch::{Loss, Watch};
 
 /// Programs in a chain, the caller's own included: the kernel follows at most 33 tail calls.
 const PROGRAMS_MAX: usize = 32;
@@ -52,15 +56,6 @@ pub struct Pipeline {
     members: Vec<Member>,
     last: Option<Program>,
     grace: Option<GracePeriod>,
-}
-
-#[derive(Debug)]
-struct Attached {
-    link: Link,
-    interface: Interface,
-    mode: XdpMode,
-    adopted: bool,
-    pins: Option<InterfacePins>,
 }
 
 /// A stage's place in the chain.
@@ -121,16 +116,18 @@ impl Pipeline {
         self.members.iter().map(Member::name).collect()
     }
 
-    /// The interface, once attached.
+    /// The interface that it was attached to last, by the name that it had then. Whether it is there, [`Pipeline::loss`]
+    /// tells.
     #[must_use]
     pub fn interface(&self) -> Option<&Interface> {
-        self.attached.as_ref().map(|attached| &attached.interface)
+        self.attached.as_ref().map(Attached::interface)
     }
 
-    /// The mode that was chosen, once attached.
+    /// The mode in which an interface runs the chain. `None` when none does: it was not attached, the interface is gone, or
+    /// another program has taken its place.
     #[must_use]
     pub fn mode(&self) -> Option<XdpMode> {
-        self.attached.as_ref().map(|attached| attached.mode)
+        self.attached.as_ref().filter(|attached| attached.check().is_ok()).map(|attached| attached.mode)
     }
 
     /// Whether an earlier process's attachment was taken over from its pins.
@@ -166,9 +163,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Interface`] when the kernel does not tell.
     pub fn is_attached(&self) -> Result<bool> {
-        let Some(attached) = &self.attached else { return Ok(false) };
-        let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
-        Ok(info.interface != 0 && info.program == self.members[0].instance.program.id())
+        Ok(self.attached.is_some() && matches!(self.loss()?, None | Some(Loss::Unpinned { .. })))
     }
 
     /// Whether another process has taken over the interface, or the tables of a stage, for good: edits return
@@ -180,10 +175,27 @@ impl Pipeline {
         if self.members.iter().any(|member| member.shared.owner.is_superseded()) {
             return Ok(true);
         }
-        let Some(attached) = &self.attached else { return Ok(false) };
-        let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
-        let ours = info.interface == 0 || info.program == self.members[0].instance.program.id();
-        Ok(!ours && !self.members.iter().any(|member| member.shared.owner.was_adopted()))
+        Ok(matches!(self.loss()?, Some(Loss::Superseded { .. })))
+    }
+
+    /// What keeps packets of the interface from this chain, as the kernel tells at this moment; `None` when all is well, and
+    /// for a pipeline that was not attached.
+    ///
+    /// # Errors
+    /// [`Error::Interface`] when the kernel does not tell.
+    pub fn loss(&self) -> Result<Option<Loss>> {
+        self.attached.as_ref().map_or(Ok(None), Attached::loss)
+    }
+
+    /// Waits for a loss: see [`Watch`].
+    ///
+    /// # Errors
+    /// [`Error::Pipeline`] when it was not attached; [`Error::Interface`] when the kernel refuses to notify.
+    pub fn watch(&self) -> Result<Watch> {
+        match &self.attached {
+            Some(attached) => attached.watch(),
+            None => Err(Error::Pipeline { what: "it is not attached: there is nothing to watch".into() }),
+        }
     }
 
     fn index(&self, name: &str) -> Result<usize> {
@@ -206,20 +218,15 @@ impl Pipeline {
     fn begin_edit(&mut self) -> Result<Option<File>> {
         self.refuse_superseded()?;
         let Some(attached) = &self.attached else { return Ok(None) };
+        // The pins of a dead chain may be gone: that it is dead says more.
+        attached.check()?;
         let lock = attached.pins.as_ref().map(InterfacePins::lock).transpose()?;
-        let info = attached.link.info().map_err(|cause| unreadable(&attached.interface, cause))?;
-        if info.program != self.members[0].instance.program.id() {
-            // Not another chain of this process with the same stages.
-            if !self.members.iter().any(|member| member.shared.owner.was_adopted()) {
-                return Err(self.superseded(&attached.interface));
-            }
+        attached.check()?;
+        // Another chain of this process with the same stages is found by the check.
+        if attached.other_program()?.is_some() {
             self.take_back()?;
         }
         Ok(lock)
-    }
-
-    fn superseded(&self, interface: &Interface) -> Error {
-        Error::Superseded { what: format!("interface `{interface}`") }
     }
 
     fn refuse_superseded(&self) -> Result<()> {
@@ -256,20 +263,24 @@ impl Pipeline {
             _ => self.members[at - 1].point_to(Some(&member.instance.program))?,
         }
         self.members.insert(at, member);
+        self.tell_watches();
         Ok(())
+    }
+
+    fn tell_watches(&self) {
+        if let Some(attached) = &self.attached {
+            attached.set_stages(&self.members);
+        }
     }
 
     fn set_head(&self, head: &Member) -> Result<()> {
         let Some(attached) = &self.attached else { return Ok(()) };
-        attached.link.replace(self.members[0].fd(), head.fd()).map_err(|cause| Error::Interface {
-            interface: attached.interface.name().to_owned(),
-            operation: "swap its first program",
-            cause,
-        })
+        attached.set_program(self.members[0].fd(), &head.instance.program)
     }
 
     /// Lets go of members that packets are no longer sent to, once none is inside them any more.
     fn retire(&mut self, members: Vec<Member>) -> Result<()> {
+        self.tell_watches();
         if self.attached.is_none() {
             return Ok(());
         }
@@ -279,8 +290,13 @@ impl Pipeline {
             return Err(error);
         }
         for path in members.iter().filter_map(|member| member.pin.as_deref()) {
-            let failed = |cause| Error::Pin { path: path.to_owned(), operation: "remove the pins", cause };
-            std::fs::remove_dir_all(path).map_err(failed)?;
+            match std::fs::remove_dir_all(path) {
+                // Somebody has removed them.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => {
+                    done.map_err(|cause| Error::Pin { path: path.to_owned(), operation: "remove the pins", cause })?
+                }
+            }
         }
         Ok(())
     }

@@ -6,9 +6,11 @@
 pub(crate) mod clock;
 pub(crate) mod grace;
 pub(crate) mod link;
+pub(crate) mod links;
 pub(crate) mod map;
 pub(crate) mod mmap;
 pub(crate) mod net;
+pub(crate) mod notices;
 pub(crate) mod object;
 pub(crate) mod pin;
 pub(crate) mod program;
@@ -16,6 +18,7 @@ pub(crate) mod ring;
 pub(crate) mod route;
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, unreachable_pub, missing_docs, unused, reason = "generated")]
 pub(crate) mod skel;
+pub(crate) mod wake;
 
 use std::{fs, io, time::Duration};
 

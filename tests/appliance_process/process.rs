@@ -90,6 +90,16 @@ impl Running {
         object
     }
 
+    /// Everything up to the next event of this kind, which comes last.
+    pub(crate) fn until(&mut self, event: &str) -> Vec<Value> {
+        let mut said = Vec::new();
+        while said.last().is_none_or(|object: &Value| object["event"] != event) {
+            let line = self.lines.next().unwrap_or_else(|| panic!("it ends before {event}: {said:?}")).unwrap();
+            said.push(serde_json::from_str(&line).unwrap());
+        }
+        said
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         // A bare system has no kill program, but every shell knows how.
         let line = format!("kill -{name} {}", self.child.id());

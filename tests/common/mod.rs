@@ -5,6 +5,7 @@ pub(crate) mod busy;
 pub(crate) mod bytes;
 pub(crate) mod dsr;
 pub(crate) mod dsr_net;
+pub(crate) mod guard;
 pub(crate) mod kernel_log;
 pub(crate) mod nat;
 pub(crate) mod nat_talk;

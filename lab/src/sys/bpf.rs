@@ -9,12 +9,18 @@ use super::{check, check_fd};
 const MAP_CREATE: libc::c_int = 0;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_GET_FD_BY_ID: libc::c_int = 30;
+const LINK_GET_NEXT_ID: libc::c_int = 31;
+const LINK_DETACH: libc::c_int = 34;
 
 const MAP_TYPE_ARRAY: u32 = 2;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
 const F_XDP_HAS_FRAGS: u32 = 1 << 5;
+const LINK_TYPE_XDP: u32 = 6;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 pub(crate) const XDP_PASS: i32 = 2;
 #[cfg(test)]
@@ -74,6 +80,43 @@ struct ObjPin {
     file_flags: u32,
 }
 
+/// The same for `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// The same for `BPF_LINK_GET_NEXT_ID` and `BPF_LINK_GET_FD_BY_ID`.
+#[repr(C)]
+#[derive(Default)]
+struct GetId {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// The same for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct GetInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The head of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    rest: [u64; 2],
+}
+
 /// # Safety
 /// `attr` must be laid out as the head of `union bpf_attr` for `cmd`, and the addresses in it must
 /// be valid for what `cmd` does with them.
@@ -117,6 +160,49 @@ pub(crate) fn attach_xdp_native(prog: BorrowedFd<'_>, ifindex: u32) -> io::Resul
     };
     // SAFETY: LinkCreate mirrors the attribute and holds no addresses.
     check_fd(unsafe { bpf(LINK_CREATE, &attr) })
+}
+
+/// The XDP link that runs a program of this id, if there is one.
+pub(crate) fn xdp_link_of(program: u32) -> io::Result<Option<OwnedFd>> {
+    let mut next = GetId::default();
+    loop {
+        // SAFETY: GetId mirrors the attribute, to which the kernel writes `next_id`.
+        let found =
+            check(unsafe { libc::syscall(libc::SYS_bpf, LINK_GET_NEXT_ID, &raw mut next, size_of::<GetId>()) } as i32);
+        match found {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            other => other?,
+        };
+        next.id = next.next_id;
+        // SAFETY: GetId mirrors the attribute and holds no addresses.
+        let link = match check_fd(unsafe { bpf(LINK_GET_FD_BY_ID, &GetId { id: next.id, ..GetId::default() }) }) {
+            // It has gone meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            other => other?,
+        };
+        let mut info = LinkInfo::default();
+        let length = size_of::<LinkInfo>() as u32;
+        let attr = GetInfo { bpf_fd: link.as_raw_fd() as u32, info_len: length, info: &raw mut info as u64 };
+        // SAFETY: GetInfo mirrors the attribute; the kernel writes at most `info_len` bytes to a live struct.
+        check(unsafe { bpf(OBJ_GET_INFO_BY_FD, &attr) } as i32)?;
+        if (info.kind, info.program) == (LINK_TYPE_XDP, program) {
+            return Ok(Some(link));
+        }
+    }
+}
+
+/// Detaches a link.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = link.as_raw_fd() as u32;
+    // SAFETY: the attribute is the descriptor.
+    check(unsafe { bpf(LINK_DETACH, &fd) } as i32).map(drop)
+}
+
+/// Exchanges the program of a link.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let (link_fd, new_prog_fd) = (link.as_raw_fd() as u32, program.as_raw_fd() as u32);
+    // SAFETY: LinkUpdate mirrors the attribute and holds no addresses.
+    check(unsafe { bpf(LINK_UPDATE, &LinkUpdate { link_fd, new_prog_fd, flags: 0, old_prog_fd: 0 }) } as i32).map(drop)
 }
 
 /// Creates an array map of one value of this many bytes: something to pin.

@@ -1,0 +1,247 @@
+//! The attachment of a chain: the link, what is to run on it, and how both are found out about. Watches see it, too.
+
+use std::{
+    fs, io,
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{Loss, Member, Watch, unreadable, watch::superseded};
+use crate::{
+    AttachOptions, Error, Interface, Result, XdpMode,
+    base::Shared,
+    pin::InterfacePins,
+    sys::{
+        link::Link,
+        links::Links,
+        notices::Notices,
+        program::Program,
+        wake::{Sources, Tick},
+    },
+};
+
+/// How often a watch looks in any case: the kernel tells nobody when a link is detached by hand, its program exchanged or a pin
+/// removed.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Attached {
+    guarded: Arc<Guarded>,
+    pub(super) mode: XdpMode,
+    pub(super) adopted: bool,
+    pub(super) pins: Option<InterfacePins>,
+    pub(super) options: AttachOptions,
+}
+
+/// What watches see of an attachment. They do not keep it alive: it ends with its pipeline.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    interface: Interface,
+    /// Of the network namespace in which it was attached.
+    links: Arc<Links>,
+    link_pin: Option<PathBuf>,
+    /// `None` when the pipeline has let go of it.
+    now: Mutex<Option<Now>>,
+}
+
+#[derive(Debug)]
+struct Now {
+    link: Link,
+    /// The id of the first program of the chain.
+    program: u32,
+    /// The stages of the chain, whose tables may become another process's.
+    stages: Vec<Arc<Shared>>,
+}
+
+impl Now {
+    /// Another process has adopted tables of the chain and ended before it was ready: what it put in force is taken back.
+    fn can_be_taken_back(&self) -> bool {
+        self.stages.iter().any(|stage| stage.owner.was_adopted())
+    }
+}
+
+impl Attached {
+    /// `links` were opened in the interface's network namespace.
+    pub(super) fn new(
+        (link, members): (Link, &[Member]),
+        interface: Interface,
+        links: Links,
+        mode: XdpMode,
+        pins: Option<InterfacePins>,
+        options: &AttachOptions,
+    ) -> Self {
+        let link_pin = pins.as_ref().map(InterfacePins::link_path);
+        let now = Mutex::new(Some(Now { link, program: members[0].instance.program.id(), stages: stages_of(members) }));
+        let guarded = Arc::new(Guarded { interface, links: Arc::new(links), link_pin, now });
+        Self { guarded, mode, adopted: false, pins, options: options.clone() }
+    }
+
+    pub(super) fn interface(&self) -> &Interface {
+        &self.guarded.interface
+    }
+
+    pub(super) fn loss(&self) -> Result<Option<Loss>> {
+        self.guarded.loss()
+    }
+
+    /// Tells watches of the stages after an edit.
+    pub(super) fn set_stages(&self, members: &[Member]) {
+        if let Some(now) = self.guarded.now().as_mut() {
+            now.stages = stages_of(members);
+        }
+    }
+
+    /// The program that the link runs, unless it is the chain's first.
+    pub(super) fn other_program(&self) -> Result<Option<u32>> {
+        let now = self.guarded.now();
+        let Some(now) = now.as_ref() else { return Ok(None) };
+        let info = now.link.info().map_err(|cause| unreadable(self.interface(), cause))?;
+        Ok((info.program != now.program).then_some(info.program))
+    }
+
+    /// Whether edits still reach packets.
+    pub(super) fn check(&self) -> Result<()> {
+        let now = self.guarded.now();
+        let now = now.as_ref().expect("it is taken when this is dropped");
+        match self.guarded.look(now)? {
+            None => Ok(()),
+            Some(Loss::Superseded { what }) => Err(Error::Superseded { what }),
+            Some(_) => Err(self.guarded.detached()),
+        }
+    }
+
+    /// Swaps the first program in one step.
+    pub(super) fn set_program(&self, old: BorrowedFd<'_>, new: &Program) -> Result<()> {
+        let mut now = self.guarded.now();
+        let now = now.as_mut().expect("it is taken when this is dropped");
+        now.link.replace(old, std::os::fd::AsFd::as_fd(new)).map_err(|cause| match cause.raw_os_error() {
+            Some(libc::ENOLINK) => self.guarded.detached(),
+            _ => Error::Interface {
+                interface: self.interface().name().to_owned(),
+                operation: "swap its first program",
+                cause,
+            },
+        })?;
+        now.program = new.id();
+        Ok(())
+    }
+
+    /// Ends the attachment although pins or other descriptors remain.
+    pub(super) fn detach(&self) -> io::Result<()> {
+        self.guarded.now().as_ref().map_or(Ok(()), |now| now.link.detach())
+    }
+
+    /// Pins the link, which is not pinned.
+    pub(super) fn pin_link(&self) -> Result<()> {
+        let now = self.guarded.now();
+        match (&self.pins, now.as_ref()) {
+            (Some(pins), Some(now)) => pins.put_link(&now.link),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn watch(&self) -> Result<Watch> {
+        let refused = |cause| Error::Interface {
+            interface: self.interface().name().to_owned(),
+            operation: "listen for changes of it",
+            cause,
+        };
+        let links = Arc::clone(&self.guarded.links);
+        links.listen().map_err(refused)?;
+        let tick = Tick::every(LOOK).map_err(refused)?;
+        let homes =
+            Notices::of(self.guarded.now().iter().flat_map(|now| &now.stages).flat_map(|stage| stage.owner.watched()));
+        let homes = homes.map_err(refused)?;
+        let sources = Sources::new(vec![Box::new(links), Box::new(tick), Box::new(homes)]).map_err(refused)?;
+        Ok(Watch::of_chain(Arc::clone(&self.guarded), sources))
+    }
+}
+
+fn stages_of(members: &[Member]) -> Vec<Arc<Shared>> {
+    members.iter().map(|member| Arc::clone(&member.shared)).collect()
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // Watches may live on.
+        self.guarded.now().take();
+    }
+}
+
+impl Guarded {
+    fn now(&self) -> MutexGuard<'_, Option<Now>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    pub(super) fn detached(&self) -> Error {
+        Error::Detached { interface: self.interface.name().to_owned() }
+    }
+
+    /// Whether there is an interface of this name, whatever runs on it.
+    pub(super) fn is_present(&self) -> Result<bool> {
+        let found = self.links.by_name(self.interface.name()).map_err(|cause| self.unknown(cause))?;
+        Ok(found.is_some())
+    }
+
+    pub(super) fn loss(&self) -> Result<Option<Loss>> {
+        // Held meanwhile: the first program must not change between one look and the next.
+        let now = self.now();
+        let Some(now) = now.as_ref() else {
+            let what = "what was watched has been dropped, detached or attached again: watch it anew".into();
+            return Err(Error::Pipeline { what });
+        };
+        if let Some(loss) = self.look(now)? {
+            return Ok(Some(loss));
+        }
+        if !self.is_in_place(now)? {
+            // What was no more in its place may have gone or changed since the first look.
+            let moved = || Loss::Moved { interface: self.interface.name().to_owned() };
+            return Ok(Some(self.look(now)?.unwrap_or_else(moved)));
+        }
+        Ok(self.link_pin.as_ref().filter(|pin| is_gone(pin)).map(|pin| {
+            let interface = self.interface.name().to_owned();
+            Loss::Unpinned { interface, path: pin.clone() }
+        }))
+    }
+
+    /// What the link itself says.
+    fn look(&self, now: &Now) -> Result<Option<Loss>> {
+        let info = now.link.info().map_err(|cause| unreadable(&self.interface, cause))?;
+        let interface = || self.interface.name().to_owned();
+        if let Some(stage) = now.stages.iter().find(|stage| stage.owner.is_superseded()) {
+            return Ok(Some(superseded(stage)));
+        }
+        Ok(if info.interface == 0 {
+            Some(Loss::Detached { interface: interface() })
+        } else if info.program != now.program && !now.can_be_taken_back() {
+            Some(Loss::Superseded { what: format!("interface `{}`", self.interface) })
+        } else {
+            None
+        })
+    }
+
+    /// Whether the link's interface is here, under its name or one that nobody else's name hides.
+    fn is_in_place(&self, now: &Now) -> Result<bool> {
+        let info = now.link.info().map_err(|cause| unreadable(&self.interface, cause))?;
+        let here = match self.links.by_name(self.interface.name()).map_err(|cause| self.unknown(cause))? {
+            None => self.links.by_index(info.interface).map_err(|cause| self.unknown(cause))?,
+            named => named,
+        };
+        Ok(here.is_some_and(|state| state.index == info.interface && state.programs.contains(&info.program)))
+    }
+
+    fn unknown(&self, cause: io::Error) -> Error {
+        Error::Interface { interface: self.interface.name().to_owned(), operation: "look for it", cause }
+    }
+}
+
+/// What cannot be looked at counts as there.
+fn is_gone(pin: &std::path::Path) -> bool {
+    fs::symlink_metadata(pin).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}

@@ -1,0 +1,70 @@
+//! What packets see of a guard: whether one from a denied source arrives.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use xdpkit_lab::{Namespace, PacketSocket, frame::Frame, topology::Pair, veth};
+
+use super::traffic::DENIED;
+
+/// How long something may take that has to happen: nothing here depends on how fast this machine is.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packets {
+    /// Only what is allowed arrives.
+    Guarded,
+    /// What is denied arrives, too.
+    Unguarded,
+}
+
+/// Sends a denied frame and an allowed one by `from` until one of them arrives at the other end, which is `to`'s.
+pub(crate) fn packets(from: (&Namespace, &str), to: (&Namespace, &str)) -> Packets {
+    const TO: &str = "10.0.0.1";
+    let sink = to.0.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    sink.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let port = sink.local_addr().unwrap().port();
+    let out = PacketSocket::open(from.0, from.1).unwrap();
+    let macs = (from.0.mac(from.1).unwrap(), to.0.mac(to.1).unwrap());
+    let frame = |source: &str, payload: &[u8]| {
+        let source: IpAddr = source.parse().unwrap();
+        let to = SocketAddr::new(TO.parse().unwrap(), port);
+        Frame::udp(SocketAddr::new(source, 9001), to).macs(macs.0, macs.1).payload(payload).build()
+    };
+    let end = Instant::now() + PATIENCE;
+    loop {
+        out.send(&frame(DENIED[0], b"denied")).unwrap();
+        out.send(&frame("10.0.0.2", b"allowed")).unwrap();
+        let mut buffer = [0; 16];
+        match sink.recv(&mut buffer) {
+            Ok(6) => return Packets::Unguarded,
+            Ok(_) => return Packets::Guarded,
+            Err(error) => assert!(Instant::now() < end, "nothing arrives: {error}"),
+        }
+    }
+}
+
+/// The same between the ends of a pair.
+pub(crate) fn packets_of(pair: &Pair) -> Packets {
+    packets((&pair.client, "eth0"), (&pair.server, "eth0"))
+}
+
+/// Makes the link of a pair anew, which has gone.
+pub(crate) fn make_again(pair: &Pair) {
+    veth((&pair.client, "eth0"), (&pair.server, "eth0")).unwrap();
+    for (ns, addresses) in [(&pair.client, pair.client_addr), (&pair.server, pair.server_addr)] {
+        ns.add_address("eth0", format!("{}/24", addresses.v4).parse().unwrap()).unwrap();
+        ns.add_address("eth0", format!("{}/64", addresses.v6).parse().unwrap()).unwrap();
+    }
+}
+
+/// Waits until something holds.
+pub(crate) fn until(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
