@@ -13,7 +13,7 @@ use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
     pin::InterfacePins,
     sys::{
-        link::Link,
+        link::{Link, LinkInfo},
         links::Links,
         program::Program,
         wake::{Sources, Tick},
@@ -79,7 +79,7 @@ impl Attached {
     pub(super) fn check(&self) -> Result<()> {
         let now = self.guarded.now();
         let now = now.as_ref().expect("it is taken when this is dropped");
-        match self.guarded.look(now)? {
+        match self.guarded.look(now)?.1 {
             None => Ok(()),
             Some(Loss::Superseded { interface, found }) => {
                 Err(Error::Superseded { interface, expected: now.program, found })
@@ -165,13 +165,14 @@ impl Guarded {
             let what = "what was watched has been dropped, detached or attached again: watch it anew".into();
             return Err(Error::Pipeline { what });
         };
-        if let Some(loss) = self.look(now)? {
-            return Ok(Some(loss));
+        let (info, loss) = self.look(now)?;
+        if loss.is_some() {
+            return Ok(loss);
         }
-        if !self.is_in_place(now)? {
+        if !self.is_in_place(&info)? {
             // What was no more in its place may have gone or changed since the first look.
             let moved = || Loss::Moved { interface: self.interface.name().to_owned() };
-            return Ok(Some(self.look(now)?.unwrap_or_else(moved)));
+            return Ok(Some(self.look(now)?.1.unwrap_or_else(moved)));
         }
         Ok(self.link_pin.as_ref().filter(|pin| is_gone(pin)).map(|pin| {
             let interface = self.interface.name().to_owned();
@@ -180,21 +181,21 @@ impl Guarded {
     }
 
     /// What the link itself says.
-    fn look(&self, now: &Now) -> Result<Option<Loss>> {
+    fn look(&self, now: &Now) -> Result<(LinkInfo, Option<Loss>)> {
         let info = now.link.info().map_err(|cause| unreadable(&self.interface, cause))?;
         let interface = || self.interface.name().to_owned();
-        Ok(if info.interface == 0 {
+        let loss = if info.interface == 0 {
             Some(Loss::Detached { interface: interface() })
         } else if info.program != now.program {
             Some(Loss::Superseded { interface: interface(), found: info.program })
         } else {
             None
-        })
+        };
+        Ok((info, loss))
     }
 
     /// Whether the link's interface is here, under its name or one that nobody else's name hides.
-    fn is_in_place(&self, now: &Now) -> Result<bool> {
-        let info = now.link.info().map_err(|cause| unreadable(&self.interface, cause))?;
+    fn is_in_place(&self, info: &LinkInfo) -> Result<bool> {
         let here = match self.links.by_name(self.interface.name()).map_err(|cause| self.unknown(cause))? {
             None => self.links.by_index(info.interface).map_err(|cause| self.unknown(cause))?,
             named => named,

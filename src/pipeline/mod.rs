@@ -216,9 +216,10 @@ impl Pipeline {
         let Some(attached) = &self.attached else { return Ok(None) };
         // The pins of a dead chain may be gone: that it is dead says more.
         attached.check()?;
-        let lock = attached.pins.as_ref().map(InterfacePins::lock).transpose()?;
+        let Some(pins) = &attached.pins else { return Ok(None) };
+        let lock = pins.lock()?;
         attached.check()?;
-        Ok(lock)
+        Ok(Some(lock))
     }
 
     /// A new member that already names its successor, the program now at `next`, and is pinned.
