@@ -310,8 +310,10 @@ fn follow(backends: &Mutex<Backends>, key: &Watched, health: Health, problem: Op
         way.disbelieved = true;
         return;
     }
-    let changing = backends.changing;
+    let (changing, may_be_old_news) = (backends.changing, backends.ways.contains_key(&key.function));
     let Some(known) = backends.known.get_mut(key) else { return };
+    // What ends here may be a failure that was not believed: nobody has heard of it.
+    let is_news = !may_be_old_news || known.health != health;
     known.health = health;
     known.owed = true;
     let set = if changing { Ok(()) } else { known.set_weight(key) };
@@ -319,6 +321,9 @@ fn follow(backends: &Mutex<Backends>, key: &Watched, health: Health, problem: Op
         Ok(()) => problem,
         Err(error) => Some(error.to_string()),
     };
+    if !is_news && problem.is_none() {
+        return;
+    }
     let Watched { function, service, backend } = key;
     let backend = if backend.port() == 0 { backend.ip().to_string() } else { backend.to_string() };
     let line = json!({

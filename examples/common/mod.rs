@@ -237,7 +237,9 @@ impl<'a> Session<'a> {
                 format!("attached to {interface} in {mode} mode")
             });
         }
-        let watches = attachments.iter().map(Attachment::watch).collect::<xdpkit::Result<_>>()?;
+        // A laboratory takes its interfaces away when its scenario is over.
+        let watched = attachments.iter().filter(|_| place.is_none());
+        let watches = watched.map(Attachment::watch).collect::<xdpkit::Result<_>>()?;
         Ok(Self { flags, stage, attachments, watches, stop, output })
     }
 

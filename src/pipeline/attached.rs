@@ -14,7 +14,7 @@ use crate::{
     base::Shared,
     pin::InterfacePins,
     sys::{
-        link::Link,
+        link::{Link, LinkInfo},
         links::Links,
         notices::Notices,
         program::Program,
@@ -105,7 +105,7 @@ impl Attached {
     pub(super) fn check(&self) -> Result<()> {
         let now = self.guarded.now();
         let now = now.as_ref().expect("it is taken when this is dropped");
-        match self.guarded.look(now)? {
+        match self.guarded.look(now)?.1 {
             None => Ok(()),
             Some(Loss::Superseded { what }) => Err(Error::Superseded { what }),
             Some(_) => Err(self.guarded.detached()),
@@ -196,13 +196,14 @@ impl Guarded {
             let what = "what was watched has been dropped, detached or attached again: watch it anew".into();
             return Err(Error::Pipeline { what });
         };
-        if let Some(loss) = self.look(now)? {
-            return Ok(Some(loss));
+        let (info, loss) = self.look(now)?;
+        if loss.is_some() {
+            return Ok(loss);
         }
-        if !self.is_in_place(now)? {
+        if !self.is_in_place(&info)? {
             // What was no more in its place may have gone or changed since the first look.
             let moved = || Loss::Moved { interface: self.interface.name().to_owned() };
-            return Ok(Some(self.look(now)?.unwrap_or_else(moved)));
+            return Ok(Some(self.look(now)?.1.unwrap_or_else(moved)));
         }
         Ok(self.link_pin.as_ref().filter(|pin| is_gone(pin)).map(|pin| {
             let interface = self.interface.name().to_owned();
@@ -211,24 +212,24 @@ impl Guarded {
     }
 
     /// What the link itself says.
-    fn look(&self, now: &Now) -> Result<Option<Loss>> {
+    fn look(&self, now: &Now) -> Result<(LinkInfo, Option<Loss>)> {
         let info = now.link.info().map_err(|cause| unreadable(&self.interface, cause))?;
         let interface = || self.interface.name().to_owned();
         if let Some(stage) = now.stages.iter().find(|stage| stage.owner.is_superseded()) {
-            return Ok(Some(superseded(stage)));
+            return Ok((info, Some(superseded(stage))));
         }
-        Ok(if info.interface == 0 {
+        let loss = if info.interface == 0 {
             Some(Loss::Detached { interface: interface() })
         } else if info.program != now.program && !now.can_be_taken_back() {
             Some(Loss::Superseded { what: format!("interface `{}`", self.interface) })
         } else {
             None
-        })
+        };
+        Ok((info, loss))
     }
 
     /// Whether the link's interface is here, under its name or one that nobody else's name hides.
-    fn is_in_place(&self, now: &Now) -> Result<bool> {
-        let info = now.link.info().map_err(|cause| unreadable(&self.interface, cause))?;
+    fn is_in_place(&self, info: &LinkInfo) -> Result<bool> {
         let here = match self.links.by_name(self.interface.name()).map_err(|cause| self.unknown(cause))? {
             None => self.links.by_index(info.interface).map_err(|cause| self.unknown(cause))?,
             named => named,

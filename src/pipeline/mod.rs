@@ -220,13 +220,14 @@ impl Pipeline {
         let Some(attached) = &self.attached else { return Ok(None) };
         // The pins of a dead chain may be gone: that it is dead says more.
         attached.check()?;
-        let lock = attached.pins.as_ref().map(InterfacePins::lock).transpose()?;
+        let Some(pins) = &attached.pins else { return Ok(None) };
+        let lock = pins.lock()?;
         attached.check()?;
         // Another chain of this process with the same stages is found by the check.
         if attached.other_program()?.is_some() {
             self.take_back()?;
         }
-        Ok(lock)
+        Ok(Some(lock))
     }
 
     fn refuse_superseded(&self) -> Result<()> {
