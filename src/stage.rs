@@ -39,8 +39,8 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// Attaches to an interface, alone. May be called for several interfaces: they share the tables.
     ///
     /// # Errors
-    /// [`Error::UnknownInterface`], [`Error::ForeignProgram`], [`Error::ModeRefused`],
-    /// [`Error::MissingCapability`]; with [`AttachOptions::pin`] also the `Pin...` variants.
+    /// [`Error::UnknownInterface`], [`Error::NotEthernet`], [`Error::ForeignProgram`], [`Error::ModeRefused`],
+    /// [`Error::MissingCapability`], [`Error::Forbidden`]; with [`AttachOptions::pin`] also the `Pin...` variants.
     fn attach(&self, options: &AttachOptions) -> Result<Attachment> {
         let mut pipeline = Pipeline::of_cores(&[self.core()])?;
         pipeline.attach(options)?;
@@ -94,6 +94,8 @@ pub(crate) struct StageKind {
     pub(crate) name: &'static str,
     /// Changes when pinned maps cannot be understood any more.
     pub(crate) abi: u64,
+    /// Settings of the configuration, each with the maps that it sizes, for messages.
+    pub(crate) sized_by: &'static [(&'static str, &'static [&'static str])],
     pub(crate) load: fn(&Plan<'_>) -> Result<Loaded>,
 }
 
@@ -137,7 +139,14 @@ pub struct StageCore {
 impl StageCore {
     pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
         pin::check_name(name)?;
-        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities })?);
+        let name_setting = |mut error: Error| {
+            if let Error::NoMemory { map, setting, .. } = &mut error {
+                let sized = kind.sized_by.iter().find(|(_, maps)| maps.contains(&map.as_str()));
+                *setting = sized.map_or("", |(name, _)| name);
+            }
+            error
+        };
+        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities }).map_err(name_setting)?);
         Ok(Self { shared: Shared::new(name, kind, maps), instance })
     }
 

@@ -231,8 +231,11 @@ impl<'a> Session<'a> {
         let output = Output { json: flags.json };
         for attachment in &attachments {
             let (interface, mode) = (attachment.interface().name(), attachment.mode().to_string());
-            output.line(&json!({"event": "ready", "interface": interface, "mode": mode}), || {
-                format!("attached to {interface} in {mode} mode")
+            let fallback = attachment.fallback().map(ToString::to_string);
+            let line = json!({"event": "ready", "interface": interface, "mode": mode, "fallback": fallback});
+            output.line(&line, || match &fallback {
+                Some(why) => format!("attached to {interface} in {mode} mode: {why}"),
+                None => format!("attached to {interface} in {mode} mode"),
             });
         }
         Ok(Self { flags, stage, attachments, stop, output })

@@ -15,6 +15,7 @@ use crate::{
 static KIND: StageKind = StageKind {
     name: "monitor",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_MONITOR")),
+    sized_by: &[("ring_bytes", &["events"])],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         sys::object::load(sys::skel::monitor::MonitorSkelBuilder::default(), &mut storage, "monitor", plan)
@@ -194,7 +195,8 @@ impl PacketMonitor {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`],
+    /// [`Error::NoMemory`], [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &MonitorConfig) -> Result<Self> {
         if !config.ring_bytes.is_power_of_two() || config.ring_bytes < 4096 {
             return Err(Error::Invalid {

@@ -7,6 +7,7 @@ use super::{Attached, Pipeline, unreadable};
 use crate::Stage;
 use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
+    attach::Made,
     pin::{InterfacePins, Undo},
     sys::{self, link::Link, program::Program},
 };
@@ -26,8 +27,8 @@ impl Pipeline {
         }
         let interface = options.interface()?;
         let Some(directory) = options.pin_directory() else {
-            let (link, mode) = options.link(&interface, self.members[0].fd())?;
-            self.attached = Some(Attached { link, interface, mode, adopted: false, pins: None });
+            let Made { link, mode, fallback } = options.link(&interface, self.members[0].fd())?;
+            self.attached = Some(Attached { link, interface, mode, fallback, adopted: false, pins: None });
             return Ok(());
         };
         let pins = InterfacePins::new(directory, &interface)?;
@@ -49,10 +50,10 @@ impl Pipeline {
         let mut undo = Undo::default();
         undo.add(pins.path().to_owned());
         self.pin_members(&pins, &mut undo)?;
-        let (link, mode) = options.link(&interface, self.members[0].fd())?;
+        let Made { link, mode, fallback } = options.link(&interface, self.members[0].fd())?;
         pins.put_link(&link)?;
         undo.keep();
-        self.attached = Some(Attached { link, interface, mode, adopted: false, pins: Some(pins) });
+        self.attached = Some(Attached { link, interface, mode, fallback, adopted: false, pins: Some(pins) });
         Ok(())
     }
 
@@ -119,7 +120,7 @@ impl Pipeline {
         if self.wait_for_readers().is_ok() {
             let _ = pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id));
         }
-        self.attached = Some(Attached { link, interface, mode, adopted: true, pins: Some(pins) });
+        self.attached = Some(Attached { link, interface, mode, fallback: None, adopted: true, pins: Some(pins) });
         Ok(())
     }
 

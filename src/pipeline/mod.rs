@@ -59,6 +59,7 @@ struct Attached {
     link: Link,
     interface: Interface,
     mode: XdpMode,
+    fallback: Option<Error>,
     adopted: bool,
     pins: Option<InterfacePins>,
 }
@@ -131,6 +132,13 @@ impl Pipeline {
     #[must_use]
     pub fn mode(&self) -> Option<XdpMode> {
         self.attached.as_ref().map(|attached| attached.mode)
+    }
+
+    /// With [`XdpMode::Auto`], why the interface is guarded in generic mode rather than in native mode
+    /// ([`Error::ModeRefused`]); `None` in native mode, in a mode that was asked for, and after a take-over.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&Error> {
+        self.attached.as_ref()?.fallback.as_ref()
     }
 
     /// Whether an earlier process's attachment was taken over from its pins.
