@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo, create_directory, failure, lock, names_in, pin_stage, put,
-    remove_directory, remove_file,
+    INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo, check_directory, create_directory, failure, lock, names_in, pin_stage,
+    put, remove_directory, remove_file,
 };
 use crate::{
     Error, Interface, Result,
@@ -35,7 +35,9 @@ pub(crate) struct InterfacePins {
 impl InterfacePins {
     pub(crate) fn new(directory: &Path, interface: &Interface) -> Result<Self> {
         create_directory(directory)?;
-        Ok(Self::of(directory, &interface.index().to_string()))
+        let name = interface.index().to_string();
+        check_directory(directory, &[INTERFACES, &name])?;
+        Ok(Self::of(directory, &name))
     }
 
     /// By the name of their directory, an interface's index.

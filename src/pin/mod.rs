@@ -13,6 +13,7 @@
 //! after a crash in the middle of an edit. Instances that no packet can reach are swept when the chain is next
 //! taken over.
 
+mod directory;
 mod interface;
 
 use std::{
@@ -25,6 +26,7 @@ use std::{
 };
 
 use bytemuck::{Pod, Zeroable};
+use directory::{check_directory, create_directory};
 pub(crate) use interface::InterfacePins;
 
 use crate::{
@@ -88,19 +90,6 @@ fn put(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
     sys_pin::put(fd, path).map_err(failure(path, "pin there"))
 }
 
-/// Creates a directory and its parents; the nearest one that exists must be in a BPF file system.
-fn create_directory(directory: &Path) -> Result<()> {
-    check_bpf_fs(directory.ancestors().find(|path| path.exists()).unwrap_or(directory))?;
-    fs::create_dir_all(directory).map_err(failure(directory, "create the directory"))
-}
-
-fn check_bpf_fs(directory: &Path) -> Result<()> {
-    match sys_pin::is_bpf_fs(directory).map_err(failure(directory, "look at its file system"))? {
-        true => Ok(()),
-        false => Err(Error::NotBpfFs { path: directory.to_owned() }),
-    }
-}
-
 /// Removes a directory of pins. Missing is as good.
 fn remove_directory(directory: &Path) -> Result<()> {
     match fs::remove_dir_all(directory) {
@@ -121,13 +110,14 @@ fn remove_file(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Pin`] naming what could not be removed, [`Error::PinsLocked`]; [`Error::NotBpfFs`] when the directory is
-/// an ordinary one, which is left alone.
+/// an ordinary one, which is left alone; [`Error::PinsExposed`].
 pub fn remove_pins(directory: impl AsRef<Path>) -> Result<()> {
     let directory = directory.as_ref();
+    check_directory(directory, &[STAGES])?;
+    check_directory(directory, &[INTERFACES])?;
     if !directory.exists() {
         return Ok(());
     }
-    check_bpf_fs(directory)?;
     let _lock = lock(directory)?;
     // Links first: a program must not go on without its tables' names.
     remove_directory(&directory.join(INTERFACES))?;
@@ -185,12 +175,20 @@ impl Drop for Undo {
     }
 }
 
+/// Where a map of a pinned stage is, for who only reads it.
+pub(crate) fn open_map(directory: &Path, stage: &str, name: &str) -> Result<Map> {
+    check_directory(directory, &[STAGES, stage])?;
+    let path = map_path(directory, stage, name);
+    map::open_pinned(&path, name)?.ok_or(Error::PinMissing { path })
+}
+
 pub(crate) fn map_path(directory: &Path, stage: &str, map: &str) -> PathBuf {
     directory.join(STAGES).join(stage).join(map)
 }
 
 /// Opens the tables of a stage, after checking that this build understands them.
 pub(crate) fn open_stage(directory: &Path, name: &str, kind: &'static StageKind) -> Result<Vec<Map>> {
+    check_directory(directory, &[STAGES, name])?;
     let home = directory.join(STAGES).join(name);
     let path = home.join(ABI);
     let Some(record) = map::open_pinned(&path, ABI)? else {
@@ -231,6 +229,7 @@ fn read_abi(record: &Map, path: &Path) -> Result<Abi> {
 
 /// Pins the tables of a stage, or checks that the ones pinned there are the same. Answers the directory if it is new.
 fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathBuf>> {
+    check_directory(directory, &[STAGES, &stage.name])?;
     let home = directory.join(STAGES).join(&stage.name);
     if home.exists() {
         for map in &stage.maps {
@@ -287,18 +286,22 @@ pub struct Pinned {
 /// Tells what is pinned in a directory: what a new process can adopt.
 ///
 /// # Errors
-/// [`Error::Pin`] or [`Error::PinMismatch`] naming the pin that could not be read.
+/// [`Error::Pin`] or [`Error::PinMismatch`] naming the pin that could not be read; [`Error::NotBpfFs`] where nothing can be
+/// pinned at all; [`Error::PinsExposed`]. A directory that is missing from a BPF file system holds nothing.
 pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let directory = directory.as_ref();
+    check_directory(directory, &[STAGES])?;
+    check_directory(directory, &[INTERFACES])?;
     let mut pinned = Pinned::default();
     // Names with `+` are half-made: a process died over them.
     for name in names_in(&directory.join(STAGES))?.into_iter().filter(|name| check_name(name).is_ok()) {
         let path = map_path(directory, &name, ABI);
-        let record = map::open_pinned(&path, ABI)?.ok_or(Error::PinMissing { path: path.clone() })?;
+        let record = open_map(directory, &name, ABI)?;
         pinned.stages.push((name, read_abi(&record, &path)?.kind()));
     }
     for name in names_in(&directory.join(INTERFACES))? {
         let Ok(index) = name.parse() else { continue };
+        check_directory(directory, &[INTERFACES, &name])?;
         let pins = InterfacePins::of(directory, &name);
         if let Some(link) = pins.link()? {
             let info = link.info().map_err(failure(&pins.path().join(LINK), "read it"))?;
