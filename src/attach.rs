@@ -18,8 +18,8 @@ pub enum XdpMode {
     /// The driver must support XDP.
     #[default]
     Native,
-    /// In the network stack, after the packet's buffer has been allocated: every Ethernet interface can do it that is no
-    /// member of a bond, several times slower. Good for trying things out.
+    /// In the network stack, after the packet's buffer has been allocated: every Ethernet interface can do it, several
+    /// times slower. Good for trying things out.
     Generic,
     /// On the network card itself. Always refused today: no card takes programs with the maps that ours have.
     Offload,

@@ -231,12 +231,13 @@ impl Findings {
     fn membership(&mut self) {
         let Some((index, kind)) = self.device.master.clone() else { return };
         let Some(master) = sys::net::name_of(index) else { return };
-        if matches!(kind.as_str(), "bond" | "team") {
-            self.add(Severity::Blocker, format!("it is a member of the {kind} `{master}`: attach there"));
-        } else if let Some(program) = sys::net::xdp_state(index).ok().and_then(|state| state.program()) {
+        if let Some(program) = sys::net::xdp_state(index).ok().and_then(|state| state.program()) {
             let text =
                 format!("XDP program {program} is attached to `{master}`, which it belongs to: one or the other");
             self.add(Severity::Blocker, text);
+        } else if matches!(kind.as_str(), "bond" | "team") {
+            let text = format!("it is a member of the {kind} `{master}`: a program here sees what arrives by it alone");
+            self.add(Severity::Advice, text);
         }
     }
 

@@ -98,7 +98,7 @@ impl Situation {
         if let (Some(master), Some((_, kind))) = (&self.master, &self.device.master)
             && matches!(kind.as_str(), "bond" | "team")
         {
-            hints.push(format!("it is a member of the {kind} `{master}`: attach there"));
+            hints.push(format!("it is a member of the {kind} `{master}`"));
         }
         if !self.members.is_empty() {
             hints.push(format!(
@@ -116,7 +116,7 @@ impl Situation {
                 hints.push(format!("that of the other end `{}` is {}", peer.name, peer.mtu));
             }
         }
-        if says(&["lro", "large receive"]) || self.large_receive {
+        if says(&["lro", "large receive"]) || (self.large_receive && words.is_empty()) {
             hints.push(format!("LRO stands against it: ethtool -K {name} lro off"));
         }
         if says(&["gro_hw", "gro-hw", "csum", "guest"]) {
@@ -126,18 +126,13 @@ impl Situation {
                  guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off)"
             ));
         }
-        if mode == XdpMode::Native && !self.is_member_of_bundle() {
+        if mode == XdpMode::Native {
             if hints.is_empty() {
                 hints.push("its driver does not support it".to_owned());
             }
             hints.push("generic mode, or auto, works here, several times slower".to_owned());
         }
         if hints.is_empty() { "the kernel does not say why".to_owned() } else { hints.join("; ") }
-    }
-
-    /// Generic mode is refused there, too.
-    fn is_member_of_bundle(&self) -> bool {
-        self.device.master.as_ref().is_some_and(|(_, kind)| matches!(kind.as_str(), "bond"))
     }
 
     fn queues(&self, name: &str) -> Vec<String> {
@@ -175,8 +170,11 @@ fn state_of_member(index: u32, name: &str) -> String {
     let Ok(state) = sys::net::xdp_state(index) else { return format!("`{name}`") };
     match state.program() {
         Some(id) => format!("`{name}` runs XDP program {id}"),
-        None if state.features.is_some_and(|bits| bits & BASIC == 0) => format!("`{name}` has no native XDP"),
-        None => format!("`{name}` is free"),
+        None => match state.features {
+            Some(bits) if bits & BASIC == 0 => format!("`{name}` has no native XDP"),
+            Some(_) => format!("`{name}` is fit"),
+            None => format!("`{name}`"),
+        },
     }
 }
 
@@ -225,18 +223,15 @@ mod tests {
 
     #[test]
     fn a_member_of_a_bond_names_it_and_a_bond_its_members() {
-        let mut member = said("XDP program can not be attached to a bond slave");
+        let mut member = said("Underlying driver does not support XDP in native mode");
         member.device.master = Some((7, "bond".into()));
         member.master = Some("bond0".into());
-        let text = hint(&member, libc::EINVAL);
-        assert!(
-            text.contains("it is a member of the bond `bond0`: attach there") && !text.contains("generic"),
-            "{text}"
-        );
+        let text = hint(&member, libc::EOPNOTSUPP);
+        assert!(text.contains("it is a member of the bond `bond0`") && text.contains("generic"), "{text}");
         let mut bond = said("Slave device does not support XDP");
         bond.device.kind = "bond".into();
-        bond.members = vec!["`eth1` has no native XDP".into(), "`eth2` is free".into()];
+        bond.members = vec!["`eth1` has no native XDP".into(), "`eth2` is fit".into()];
         let text = hint(&bond, libc::EOPNOTSUPP);
-        assert!(text.contains("without a program: `eth1` has no native XDP, `eth2` is free"), "{text}");
+        assert!(text.contains("without a program: `eth1` has no native XDP, `eth2` is fit"), "{text}");
     }
 }
