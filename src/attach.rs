@@ -1,12 +1,13 @@
 //! Attaching to interfaces: modes, options, and the attachment of a single stage.
 
 use std::{
-    fmt, io,
+    fmt,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
-use crate::{Error, Interface, Loss, Pipeline, Result, Watch, sys, sys::link::Link};
+use crate::{Error, Interface, Loss, Pipeline, Result, Watch, refusal, sys::link::Link};
 
 /// Where in the receive path the program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -17,12 +18,13 @@ pub enum XdpMode {
     /// The driver must support XDP.
     #[default]
     Native,
-    /// In the network stack, after the packet's buffer has been allocated: every interface can do it, several
+    /// In the network stack, after the packet's buffer has been allocated: every Ethernet interface can do it, several
     /// times slower. Good for trying things out.
     Generic,
     /// On the network card itself. Always refused today: no card takes programs with the maps that ours have.
     Offload,
-    /// Native, and generic where the driver does not support XDP or refuses it; [`Attachment::mode`] says which.
+    /// Native, and generic where the driver does not support XDP or refuses it; [`Attachment::mode`] says which, and
+    /// [`Attachment::fallback`] why.
     Auto,
 }
 
@@ -137,8 +139,11 @@ impl AttachOptions {
         self.replace_chain
     }
 
+    /// The interface, if programs can understand its frames.
     pub(crate) fn interface(&self) -> Result<Interface> {
-        Interface::by_name(&self.interface)
+        let interface = Interface::by_name(&self.interface)?;
+        interface.check_ethernet()?;
+        Ok(interface)
     }
 
     pub(crate) fn pin_directory(&self) -> Option<&Path> {
@@ -146,17 +151,18 @@ impl AttachOptions {
     }
 
     /// Makes the link, in the first mode that the interface takes.
-    pub(crate) fn link(&self, interface: &Interface, program: std::os::fd::BorrowedFd<'_>) -> Result<(Link, XdpMode)> {
+    pub(crate) fn link(&self, interface: &Interface, program: BorrowedFd<'_>) -> Result<Made> {
         let mut refusal = None;
         for &(mode, flags) in self.mode.attempts() {
             match Link::create(program, interface.index(), flags) {
-                Ok(link) => return Ok((link, mode)),
+                Ok(link) => return Ok(Made { link, mode, fallback: refusal }),
                 Err(cause) => {
-                    let error = refused(interface, mode, cause);
+                    let error = refusal::explain(interface, program, mode, flags, cause);
                     if !matches!(error, Error::ModeRefused { .. }) {
                         return Err(error);
                     }
-                    refusal = Some(error);
+                    // Where both are refused, the first says why the interface is not guarded as it should be.
+                    refusal.get_or_insert(error);
                 }
             }
         }
@@ -164,34 +170,13 @@ impl AttachOptions {
     }
 }
 
-/// What the kernel's answer to an attachment means.
-fn refused(interface: &Interface, mode: XdpMode, cause: io::Error) -> Error {
-    let name = interface.name().to_owned();
-    let hint = match cause.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => {
-            let program = sys::net::xdp_state(interface.index()).ok().and_then(|state| state.program());
-            return match program {
-                Some(program_id) => {
-                    Error::ForeignProgram { interface: name, program_id, program: sys::program::name_of(program_id) }
-                }
-                None => Error::Interface { interface: name, operation: "attach: it is busy", cause },
-            };
-        }
-        Some(libc::EPERM) => {
-            let missing = sys::missing_capabilities();
-            let capability = if missing.is_empty() { "CAP_NET_ADMIN".into() } else { missing.join(", ") };
-            return Error::MissingCapability { operation: format!("attaching XDP to `{name}`"), capability };
-        }
-        Some(libc::ENODEV) => return Error::UnknownInterface { interface: name },
-        _ if mode == XdpMode::Offload => "offload takes a program made for the card, which ours are not",
-        Some(libc::EOPNOTSUPP) => "its driver does not support this mode; generic mode works everywhere",
-        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
-            "the driver's limits: usually an MTU above what XDP takes, LRO on, or too few receive queues"
-        }
-        Some(libc::ENOSPC | libc::ENOMEM) => "the driver has no queues or memory left for XDP",
-        _ => return Error::Interface { interface: name, operation: "attach to it", cause },
-    };
-    Error::ModeRefused { interface: name, mode, hint, cause }
+/// A link that was made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) link: Link,
+    pub(crate) mode: XdpMode,
+    /// Why it is not in native mode, if that was tried first.
+    pub(crate) fallback: Option<Error>,
 }
 
 /// A single stage on an interface. Dropping it detaches, unless it is pinned.
@@ -217,6 +202,13 @@ impl Attachment {
     #[must_use]
     pub fn mode(&self) -> Option<XdpMode> {
         self.pipeline.mode()
+    }
+
+    /// With [`XdpMode::Auto`], why the interface is guarded in generic mode rather than in native mode
+    /// ([`Error::ModeRefused`]); `None` in native mode, in a mode that was asked for, and after a take-over.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&Error> {
+        self.pipeline.fallback()
     }
 
     /// Whether the interface is still there and runs this attachment's program.

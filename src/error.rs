@@ -1,6 +1,13 @@
 //! The one error type: each variant names the object that it is about.
 
+mod message;
+
 use std::{io, path::PathBuf};
+
+use message::{
+    above, bytes_text, exposed, hidden_bpffs, holder_of, in_cgroup, lines, named, of_libxdp, of_setting, pin_advice,
+    place,
+};
 
 use crate::XdpMode;
 
@@ -20,6 +27,16 @@ pub enum Error {
         /// The names of the capabilities that are missing.
         capability: String,
     },
+    /// Something else than capabilities forbids it: a user namespace, a seccomp filter, a security module.
+    #[error("{operation} was forbidden although this process has the capabilities: {by} ({cause})")]
+    Forbidden {
+        /// What was tried.
+        operation: String,
+        /// What forbids it, as far as `/proc/self/status` and `/proc/self/uid_map` tell, and the way out.
+        by: String,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
     /// The running kernel is older than what the operation needs.
     #[error("{feature} needs Linux {needs} or newer, this is {found}")]
     KernelTooOld {
@@ -36,27 +53,44 @@ pub enum Error {
         /// The name or index that was asked for.
         interface: String,
     },
-    /// The interface or its driver refuses this attach mode.
+    /// Frames of this interface have no Ethernet header (TUN, WireGuard, PPP, IP-in-IP, SIT, GRE), so that programs would take
+    /// other bytes for it: a guard there would pass what it should drop.
+    #[error(
+        "interface `{interface}` has no Ethernet header ({link_type}): XDP programs here parse Ethernet frames and would \
+         misread its packets; attach to the Ethernet interface that they come in by"
+    )]
+    NotEthernet {
+        /// The interface.
+        interface: String,
+        /// Its link type (`ARPHRD_*`) by name and number, and the kind of its driver.
+        link_type: String,
+    },
+    /// The interface or its driver refuses this attach mode. [`XdpMode::Auto`] falls back to generic mode then.
     #[error("interface `{interface}` refuses XDP in {mode} mode ({hint}): {cause}")]
     ModeRefused {
         /// The interface.
         interface: String,
         /// The mode that was asked for.
         mode: XdpMode,
-        /// What is usually the reason, and the way out.
-        hint: &'static str,
+        /// What the kernel says of it, as far as it does; the values that matter (queues, MTU, offloads, members), and the
+        /// way out.
+        hint: String,
         /// The kernel's answer.
         cause: io::Error,
     },
     /// Another XDP program holds the interface. It is never replaced or removed.
     #[error(
-        "interface `{interface}` already runs XDP program {program_id}{}, which is not ours to replace{}",
+        "interface `{interface}`{} already runs XDP program {program_id}{}, which is not ours to replace{}",
+        above(member),
         named(program),
         of_libxdp(program)
     )]
     ForeignProgram {
         /// The interface.
         interface: String,
+        /// Its member that was to be attached to, where the program runs on a bridge or bond: the kernel takes programs
+        /// there or at the members, not both.
+        member: Option<String>,
         /// The kernel's id of that program (`bpftool prog show id N`).
         program_id: u32,
         /// Its name, as far as the kernel keeps it; empty where the kernel does not tell (which takes `CAP_SYS_ADMIN`).
@@ -73,7 +107,7 @@ pub enum Error {
         /// The kernel's answer.
         cause: io::Error,
     },
-    /// The kernel's verifier rejected a program. Please report it, with the log.
+    /// The kernel's verifier rejected a program, although no capability is missing. Please report it, with the log.
     #[error("the verifier rejected program `{program}`: {cause}\n{log}")]
     Verifier {
         /// The program.
@@ -83,11 +117,37 @@ pub enum Error {
         /// The kernel's answer.
         cause: io::Error,
     },
+    /// There is not enough memory for a map.
+    #[error(
+        "map `{map}` of program `{program}` needs {} for {entries} entries, which the kernel does not give ({cause}): ask \
+         for less{}{}",
+        bytes_text(*bytes),
+        of_setting(setting),
+        in_cgroup(memory_limit)
+    )]
+    NoMemory {
+        /// The program.
+        program: String,
+        /// The map.
+        map: String,
+        /// The settings of the configuration that size it, as they are called there; empty for a map of a fixed size.
+        setting: &'static str,
+        /// How many entries it was to have.
+        entries: u32,
+        /// Bytes that they take, without the kernel's own bookkeeping.
+        bytes: u64,
+        /// The memory control group that limits this process, and to how many bytes.
+        memory_limit: Option<(String, u64)>,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
     /// A program and its maps could not be created.
-    #[error("cannot load program `{program}`: {cause}")]
+    #[error("cannot load program `{program}`: {cause}{}", lines(log))]
     Load {
         /// The program.
         program: String,
+        /// What libbpf says of it; may be empty.
+        log: String,
         /// The kernel's answer.
         cause: io::Error,
     },
@@ -180,7 +240,7 @@ pub enum Error {
         stage: String,
     },
     /// A pin in a BPF file system could not be read or written.
-    #[error("pin {}: cannot {operation}: {cause}", path.display())]
+    #[error("pin {}: cannot {operation}: {cause}{}", path.display(), pin_advice(path, cause))]
     Pin {
         /// The path.
         path: PathBuf,
@@ -190,10 +250,31 @@ pub enum Error {
         cause: io::Error,
     },
     /// The directory is not in a BPF file system, so nothing can be pinned there.
-    #[error("{} is not in a BPF file system: mount one with `mount -t bpf bpf DIR`", path.display())]
+    #[error(
+        "{} is not in a BPF file system: mount one with `mount -t bpf bpf DIR`{}",
+        path.display(),
+        hidden_bpffs(path)
+    )]
     NotBpfFs {
         /// The path.
         path: PathBuf,
+    },
+    /// Another user owns a directory of pins or may write to it, and could put something else in the place of what is pinned.
+    #[error(
+        "directory of pins {} {}: another user could exchange what is pinned there; it must belong to user {user} or root \
+         and be writable by its owner only (`chown {user} DIR`, `chmod 700 DIR`), or the program run as its owner",
+        path.display(),
+        exposed(*owner, *mode, *user)
+    )]
+    PinsExposed {
+        /// The directory.
+        path: PathBuf,
+        /// The user that owns it.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+        /// The user that this process is.
+        user: u32,
     },
     /// There is nothing to adopt at this path.
     #[error("nothing is pinned at {}", path.display())]
@@ -334,29 +415,4 @@ pub enum Error {
         /// The kernel's answer.
         cause: io::Error,
     },
-}
-
-fn holder_of(holder: Option<u32>) -> String {
-    holder.map_or_else(|| "a process that cannot be seen from here".into(), |pid| format!("process {pid}"))
-}
-
-fn named(program: &str) -> String {
-    if program.is_empty() { String::new() } else { format!(" (`{program}`)") }
-}
-
-/// What libxdp attaches for others.
-const DISPATCHER: &str = "xdp_dispatcher";
-
-fn of_libxdp(program: &str) -> &'static str {
-    match program {
-        DISPATCHER => {
-            ": it is libxdp's dispatcher, which we do not join; `xdp-loader unload` takes its programs off, and one of \
-             section `xdp.frags` can stand at the end of our chain"
-        }
-        _ => "",
-    }
-}
-
-fn place(line: usize, text: &str) -> String {
-    if line == 0 { String::new() } else { format!("line {line}: `{text}`: ") }
 }

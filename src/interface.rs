@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::{Error, Result, sys};
+use crate::{
+    Error, Result,
+    sys::{self, device::Device},
+};
 
 /// A network interface, by its index; the name is for messages.
 ///
@@ -34,6 +37,22 @@ impl Interface {
             Some(name) => Ok(Self { index, name }),
             None => Err(Error::UnknownInterface { interface: index.to_string() }),
         }
+    }
+
+    /// Refuses an interface whose frames programs would misread: they parse Ethernet headers.
+    pub(crate) fn check_ethernet(&self) -> Result<()> {
+        let device = self.describe()?;
+        if device.is_ethernet() {
+            return Ok(());
+        }
+        Err(Error::NotEthernet { interface: self.name.clone(), link_type: device.type_name() })
+    }
+
+    pub(crate) fn describe(&self) -> Result<Device> {
+        sys::device::describe(self.index).map_err(|cause| match cause.raw_os_error() {
+            Some(libc::ENODEV) => Error::UnknownInterface { interface: self.name.clone() },
+            _ => Error::Interface { interface: self.name.clone(), operation: "read its link type", cause },
+        })
     }
 
     /// The kernel's index, unique in its network namespace.

@@ -27,6 +27,7 @@ mod pipeline;
 pub mod preflight;
 mod rate_limiter;
 mod reason;
+mod refusal;
 #[doc = include_str!("../docs/recipes.md")]
 pub mod recipes {}
 #[doc = include_str!("../docs/operations.md")]

@@ -2,12 +2,7 @@
 
 use std::path::Path;
 
-use crate::{
-    Error, Result, Stats,
-    abi::reason::Counters,
-    base,
-    sys::map::{self, PerCpu},
-};
+use crate::{Error, Result, Stats, abi::reason::Counters, base, sys::map::PerCpu};
 
 const COUNTERS: &str = "counters";
 
@@ -15,12 +10,12 @@ const COUNTERS: &str = "counters";
 /// while another one drives the stage. [`pinned`](crate::pinned) tells the names.
 ///
 /// # Errors
-/// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build does not understand the counters; [`Error::Pin`],
-/// [`Error::Map`].
+/// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build does not understand the counters; [`Error::NotBpfFs`],
+/// [`Error::PinsExposed`], [`Error::Pin`], [`Error::Map`].
 pub fn pinned_stats(directory: impl AsRef<Path>, name: &str) -> Result<Stats> {
     base::directory::check_name(name)?;
     let path = base::map_path(directory.as_ref(), name, COUNTERS);
-    let map = map::open_pinned(&path, COUNTERS)?.ok_or_else(|| Error::PinMissing { path: path.clone() })?;
+    let map = base::open_map(directory.as_ref(), name, COUNTERS)?;
     let expected = format!("PercpuArray with keys of 4 and values of {} bytes", size_of::<Counters>());
     if map.shape() != expected {
         return Err(Error::PinMismatch { path, what: "the counters' map".into(), found: map.shape(), expected });

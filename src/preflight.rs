@@ -8,7 +8,9 @@ use crate::{
     Interface, Result,
     sys::{
         self,
+        device::Device,
         net::{Offload, XdpState},
+        privilege,
     },
 };
 
@@ -46,14 +48,19 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What the host and this process lack: capabilities, the BPF JIT, the kernel's version.
+/// What the host and this process lack: capabilities, the BPF JIT, the kernel's version; and whether a user namespace or a
+/// seccomp filter confines it.
 #[must_use]
 pub fn host() -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |severity, text: String| findings.push(Finding { severity, object: "host".into(), text });
-    let missing = sys::missing_capabilities();
+    let missing = privilege::missing_capabilities();
     if !missing.is_empty() {
         find(Severity::Blocker, format!("this process lacks {}: run as root or grant them", missing.join(", ")));
+    }
+    for confinement in privilege::confinement() {
+        // A filter may well allow bpf(2); loading tells.
+        find(Severity::Warning, confinement);
     }
     if sys::kernel_older_than(5, 18) {
         find(Severity::Blocker, format!("Linux {} is older than 5.18, which is needed", sys::kernel_release()));
@@ -76,10 +83,15 @@ pub fn host() -> Vec<Finding> {
 /// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
 pub fn interface(interface: &Interface) -> Result<Vec<Finding>> {
     let mut findings = Findings::of(interface)?;
+    if !findings.device.is_ethernet() {
+        findings.not_ethernet();
+        return Ok(findings.list);
+    }
     let state = findings.state;
     if let Some(program) = state.program() {
         findings.add(Severity::Blocker, format!("XDP program {program} is attached already"));
     }
+    findings.membership();
     if !findings.feature(Feature::Basic) {
         findings.add(
             Severity::Blocker,
@@ -103,6 +115,10 @@ pub fn interface(interface: &Interface) -> Result<Vec<Finding>> {
 /// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
 pub fn redirect_target(interface: &Interface) -> Result<Vec<Finding>> {
     let mut findings = Findings::of(interface)?;
+    if !findings.device.is_ethernet() {
+        findings.not_ethernet();
+        return Ok(findings.list);
+    }
     if !findings.feature(Feature::Transmit) {
         findings.add(
             Severity::Blocker,
@@ -110,7 +126,10 @@ pub fn redirect_target(interface: &Interface) -> Result<Vec<Finding>> {
              (one that passes everything will do); on other drivers, attach one here or see the driver's limits"
                 .into(),
         );
-    } else if !findings.feature(Feature::TransmitFragments) {
+        return Ok(findings.list);
+    }
+    findings.other_end();
+    if !findings.feature(Feature::TransmitFragments) {
         findings.add(Severity::Advice, "it cannot send XDP frames of several buffers: jumbo frames are lost".into());
     }
     Ok(findings.list)
@@ -185,6 +204,7 @@ enum Feature {
 
 struct Findings {
     interface: Interface,
+    device: Device,
     state: XdpState,
     list: Vec<Finding>,
 }
@@ -196,7 +216,56 @@ impl Findings {
             operation: "read its XDP state",
             cause,
         })?;
-        Ok(Self { interface: interface.clone(), state, list: Vec::new() })
+        Ok(Self { interface: interface.clone(), device: interface.describe()?, state, list: Vec::new() })
+    }
+
+    fn not_ethernet(&mut self) {
+        let text = format!(
+            "it has no Ethernet header ({}): XDP programs here would misread its packets",
+            self.device.type_name()
+        );
+        self.add(Severity::Blocker, text);
+    }
+
+    /// What the bridge or bond that it belongs to means for a program.
+    fn membership(&mut self) {
+        let Some((index, kind)) = self.device.master.clone() else { return };
+        let Some(master) = sys::net::name_of(index) else { return };
+        if let Some(program) = sys::net::xdp_state(index).ok().and_then(|state| state.program()) {
+            let text =
+                format!("XDP program {program} is attached to `{master}`, which it belongs to: one or the other");
+            self.add(Severity::Blocker, text);
+        } else if matches!(kind.as_str(), "bond" | "team") {
+            let text = format!("it is a member of the {kind} `{master}`: a program here sees what arrives by it alone");
+            self.add(Severity::Advice, text);
+        }
+    }
+
+    /// A veth end without a native program receives XDP frames only if it has GRO on; and then frames that a program sends
+    /// back lie in its ring until something else wakes it, and are lost when the ring is full.
+    fn other_end(&mut self) {
+        if self.device.kind != "veth" {
+            return;
+        }
+        let lost = "frames that a program on this end sends back (XDP_TX) are counted as sent and not delivered; redirected \
+                    ones arrive only with GRO on there";
+        match self.device.peer() {
+            Ok(Some(peer)) if peer.native_program == 0 => self.add(
+                Severity::Warning,
+                format!(
+                    "the other end, `{}`, has no native XDP program: {lost}: attach one there (one that passes everything \
+                     will do)",
+                    peer.name
+                ),
+            ),
+            Ok(_) => {}
+            Err(cause) => self.add(
+                Severity::Warning,
+                format!(
+                    "whether the other end has a native XDP program cannot be seen from here ({cause}); without one, {lost}"
+                ),
+            ),
+        }
     }
 
     fn add_to_host(&mut self, severity: Severity, text: String) {

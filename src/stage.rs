@@ -17,8 +17,8 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// Attaches to an interface, alone. May be called for several interfaces: they share the tables.
     ///
     /// # Errors
-    /// [`Error::UnknownInterface`], [`Error::ForeignProgram`], [`Error::ModeRefused`],
-    /// [`Error::MissingCapability`]; with [`AttachOptions::pin`] also the `Pin...` variants.
+    /// [`Error::UnknownInterface`], [`Error::NotEthernet`], [`Error::ForeignProgram`], [`Error::ModeRefused`],
+    /// [`Error::MissingCapability`], [`Error::Forbidden`]; with [`AttachOptions::pin`] also the `Pin...` variants.
     fn attach(&self, options: &AttachOptions) -> Result<Attachment> {
         let mut pipeline = Pipeline::of_cores(&[self.core()])?;
         pipeline.attach(options)?;

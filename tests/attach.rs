@@ -5,10 +5,11 @@ mod common;
 use std::time::Duration;
 
 use xdpkit::{
-    AttachOptions, Error, Firewall, FirewallConfig, Interface, MonitorConfig, PacketMonitor, Stage as _, XdpMode,
+    Action, AttachOptions, Error, Firewall, FirewallConfig, Interface, MonitorConfig, PacketMonitor, Protocol, Reason,
+    Stage as _, XdpMode,
     preflight::{self, Severity},
 };
-use xdpkit_lab::{Namespace, capability, topology::Pair, traffic::ping, veth};
+use xdpkit_lab::{Namespace, PacketSocket, capability, frame::Frame, topology::Pair, traffic::ping, veth};
 
 fn monitor() -> PacketMonitor {
     PacketMonitor::load(&MonitorConfig::default()).unwrap()
@@ -49,8 +50,13 @@ fn auto_falls_back_to_generic_where_the_driver_cannot() {
     let native = alone.run(|| monitor.attach(&AttachOptions::new("lo"))).unwrap_err();
     assert!(matches!(&native, Error::ModeRefused { mode: XdpMode::Native, .. }), "{native}");
     assert!(native.to_string().starts_with("interface `lo` refuses XDP in native mode"), "{native}");
+    assert!(
+        native.to_string().contains("does not support XDP in native mode; generic mode, or auto, works"),
+        "{native}"
+    );
     let attachment = alone.run(|| monitor.attach(&AttachOptions::new("lo").mode(XdpMode::Auto))).unwrap();
     assert_eq!(attachment.mode(), Some(XdpMode::Generic));
+    assert_eq!(attachment.fallback().map(ToString::to_string), Some(native.to_string()), "it says why");
     attachment.detach().unwrap();
     let offload = alone.run(|| monitor.attach(&AttachOptions::new("lo").mode(XdpMode::Offload))).unwrap_err();
     assert!(matches!(offload, Error::ModeRefused { mode: XdpMode::Offload, .. }), "{offload}");
@@ -76,7 +82,9 @@ fn a_foreign_program_is_named_and_left_alone() {
     let _foreign = pair.server.xdp_pass("eth0").unwrap();
     for mode in [XdpMode::Native, XdpMode::Generic, XdpMode::Auto] {
         let error = pair.server.run(|| monitor().attach(&AttachOptions::new("eth0").mode(mode))).unwrap_err();
-        let Error::ForeignProgram { interface, program_id, program } = &error else { panic!("{mode}: {error}") };
+        let Error::ForeignProgram { interface, program_id, program, member: None } = &error else {
+            panic!("{mode}: {error}")
+        };
         assert_eq!((interface.as_str(), program.as_str()), ("eth0", "lab_xdp_return"));
         assert!(*program_id > 0);
         let text = format!(
@@ -155,17 +163,54 @@ fn an_mtu_beyond_native_xdp_is_refused_and_jumbo_frames_are_taken_with_frags() {
 fn preflight_finds_what_cannot_receive_redirected_frames() {
     let (a, b) = (Namespace::new("a").unwrap(), Namespace::new("b").unwrap());
     veth((&a, "eth0"), (&b, "eth0")).unwrap();
-    let blocked = || {
+    let found = |severity| {
         let findings = a.run(|| preflight::redirect_target(&Interface::by_name("eth0").unwrap())).unwrap();
-        findings.iter().any(|finding| finding.severity == Severity::Blocker)
+        findings.iter().any(|finding| finding.severity == severity)
     };
     let tells = !common::kernel_older_than_6_3();
-    assert_eq!(blocked(), tells, "the other end has no program");
+    assert_eq!(found(Severity::Blocker), tells, "the other end has no program");
+    assert_eq!(found(Severity::Warning), !tells, "of a veth, that much is known everywhere");
     let pass = b.xdp_pass("eth0").unwrap();
-    assert!(!blocked());
+    assert!(!found(Severity::Blocker) && !found(Severity::Warning));
     drop(pass);
     // A sender whose checksums are left to the device.
     a.set_offload("eth0", true).unwrap();
     let findings = a.run(|| preflight::interface(&Interface::by_name("eth0").unwrap())).unwrap();
     assert!(findings.iter().any(|finding| finding.text.contains("ethtool -K eth0 tx off")), "{findings:?}");
+}
+
+/// With GRO on, a veth end receives XDP frames, but not those that a program on the other end sends back.
+#[test]
+fn preflight_finds_that_frames_sent_back_are_lost_where_only_gro_is_on() {
+    let (a, b) = (Namespace::new("a").unwrap(), Namespace::new("b").unwrap());
+    // Whatever else arrives brings the frames along that lie in the ring: nobody may say anything.
+    for ns in [&a, &b] {
+        ns.sysctl("net.ipv6.conf.default.disable_ipv6", "1").unwrap();
+    }
+    veth((&a, "eth0"), (&b, "eth0")).unwrap();
+    a.set_gro("eth0", true).unwrap();
+    let monitor = monitor();
+    monitor.set_action(Protocol::Udp, Some(Action::Tx)).unwrap();
+    let _attachment = b.run(|| monitor.attach(&AttachOptions::new("eth0"))).unwrap();
+    let (here, there) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let frame = Frame::udp("10.0.0.2:1".parse().unwrap(), "10.0.0.1:2".parse().unwrap()).macs(here, there).build();
+    let sender = PacketSocket::open(&a, "eth0").unwrap();
+    let mut sent = 0;
+    let mut came_back = |patience| {
+        let receiver = PacketSocket::open(&a, "eth0").unwrap();
+        sender.send(&frame).unwrap();
+        sent += 1;
+        common::wait_for(|| monitor.stats().unwrap().reason(Reason::ProtocolAction).packets == sent);
+        assert_eq!(monitor.stats().unwrap().reason(Reason::ProtocolAction).packets, sent, "it is counted as sent");
+        let back = |got: &[u8]| got.len() == frame.len() && got[..6] == here && got[6..12] == there;
+        receiver.recv_matching(patience, back).unwrap().is_some()
+    };
+    let warned = || {
+        let findings = b.run(|| preflight::redirect_target(&Interface::by_name("eth0").unwrap())).unwrap();
+        findings.iter().any(|finding| finding.severity == Severity::Warning && finding.text.contains("XDP_TX"))
+    };
+    assert!(!came_back(Duration::from_millis(500)), "this kernel delivers it: the warning is wrong there");
+    assert!(warned());
+    let _pass = a.xdp_pass("eth0").unwrap();
+    assert!(came_back(Duration::from_secs(10)) && !warned());
 }

@@ -233,8 +233,11 @@ impl<'a> Session<'a> {
         for attachment in &attachments {
             let interface = attachment.interface().name();
             let mode = attachment.mode().map_or_else(String::new, |mode| mode.to_string());
-            output.line(&json!({"event": "ready", "interface": interface, "mode": mode}), || {
-                format!("attached to {interface} in {mode} mode")
+            let fallback = attachment.fallback().map(ToString::to_string);
+            let line = json!({"event": "ready", "interface": interface, "mode": mode, "fallback": fallback});
+            output.line(&line, || match &fallback {
+                Some(why) => format!("attached to {interface} in {mode} mode: {why}"),
+                None => format!("attached to {interface} in {mode} mode"),
             });
         }
         // A laboratory takes its interfaces away when its scenario is over.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -78,8 +79,10 @@ impl BpfFs {
         Ok(new)
     }
 
-    /// Pins a map, to see whether that works, and removes it.
+    /// Pins a map, to see whether that works, and removes it. The root is for everybody to write in when it is new; pins are
+    /// not accepted there.
     fn probe(&self) -> io::Result<()> {
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700))?;
         let path = self.path.join("probe");
         sys::bpf::pin(&c_path(&path)?, sys::bpf::create_array_of_one(4)?.as_fd())?;
         fs::remove_file(&path)

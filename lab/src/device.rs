@@ -23,6 +23,14 @@ pub fn veth(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     Ok(())
 }
 
+/// The same with a number of queues at the first end, to send from and to receive at; one each at the other end.
+pub fn veth_with_queues(a: (&Namespace, &str), b: (&Namespace, &str), transmit: u32, receive: u32) -> Result<()> {
+    let created = a.0.netlink().add_veth_with_queues(a.1, b.1, b.0.as_fd().as_raw_fd(), transmit, receive);
+    created.context(|| format!("create the veth pair {}/{} - {}/{}", a.0.name(), a.1, b.0.name(), b.1))?;
+    a.0.set_up(a.1)?;
+    b.0.set_up(b.1)
+}
+
 /// A native `return XDP_PASS` program on an interface; dropping it detaches.
 #[derive(Debug)]
 #[must_use = "dropping the value detaches the program"]

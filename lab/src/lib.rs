@@ -33,6 +33,7 @@ mod device;
 mod error;
 mod foreign;
 pub mod frame;
+mod memory;
 mod namespace;
 mod netlink;
 pub mod packet;
@@ -41,13 +42,16 @@ pub mod process;
 mod sys;
 pub mod topology;
 pub mod traffic;
+mod tun;
 pub mod usage;
 
 pub use audit::{Audit, AuditReport};
-pub use device::{XdpPass, veth, xdp_program};
+pub use device::{XdpPass, veth, veth_with_queues, xdp_program};
 pub use error::{Error, Result};
+pub use memory::MemoryLimit;
 pub use namespace::Namespace;
 pub use packet::PacketSocket;
+pub use tun::Tun;
 
 /// Capabilities by number, for [`keep_capabilities`].
 pub mod capability {
@@ -74,4 +78,10 @@ pub fn own_open_files() -> Result<()> {
 pub fn keep_capabilities(kept: &[u32]) -> Result<()> {
     use error::Context as _;
     sys::keep_capabilities(kept).context(|| "drop capabilities".into())
+}
+
+/// Refuses bpf(2) to the calling thread, and only it, with EPERM, as a container's seccomp profile does.
+pub fn deny_bpf() -> Result<()> {
+    use error::Context as _;
+    sys::deny_bpf().context(|| "install a seccomp filter".into())
 }

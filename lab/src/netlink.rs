@@ -53,20 +53,41 @@ impl Netlink {
     pub(crate) fn add_veth(&self, name: &str, peer: &str, peer_ns: RawFd) -> io::Result<()> {
         let mut end = LinkMessage::default();
         end.attributes = vec![LinkAttribute::IfName(peer.into()), LinkAttribute::NetNsFd(peer_ns)];
-        self.add_link(name, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(end)))
+        self.add_link(name, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(end)), vec![])
+    }
+
+    /// The same with this many queues at `name`, and one each at the peer.
+    pub(crate) fn add_veth_with_queues(
+        &self,
+        name: &str,
+        peer: &str,
+        peer_ns: RawFd,
+        transmit: u32,
+        receive: u32,
+    ) -> io::Result<()> {
+        let mut end = LinkMessage::default();
+        end.attributes = vec![
+            LinkAttribute::IfName(peer.into()),
+            LinkAttribute::NetNsFd(peer_ns),
+            LinkAttribute::NumTxQueues(1),
+            LinkAttribute::NumRxQueues(1),
+        ];
+        let queues = vec![LinkAttribute::NumTxQueues(transmit), LinkAttribute::NumRxQueues(receive)];
+        self.add_link(name, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(end)), queues)
     }
 
     /// Creates a bridge that floods multicast, so that neighbour discovery does not depend on
     /// snooping state.
     pub(crate) fn add_bridge(&self, name: &str) -> io::Result<()> {
         let options = vec![InfoBridge::MulticastSnooping(false)];
-        self.add_link(name, InfoKind::Bridge, InfoData::Bridge(options))
+        self.add_link(name, InfoKind::Bridge, InfoData::Bridge(options), vec![])
     }
 
-    fn add_link(&self, name: &str, kind: InfoKind, data: InfoData) -> io::Result<()> {
+    fn add_link(&self, name: &str, kind: InfoKind, data: InfoData, more: Vec<LinkAttribute>) -> io::Result<()> {
         let mut link = LinkMessage::default();
         let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(data)];
         link.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::LinkInfo(info)];
+        link.attributes.extend(more);
         self.request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL).map(drop)
     }
 

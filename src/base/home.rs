@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     Shared, StageKind,
-    directory::{check_name, create_directory, failure, names_in, put, remove_directory},
+    directory::{check_directory, check_name, create_directory, failure, names_in, put, remove_directory},
     owner::OWNER,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     sys::map::{self, Map, TypedMap},
 };
 
-const STAGES: &str = "stages";
+pub(crate) const STAGES: &str = "stages";
 const ABI: &str = "abi";
 
 /// The record beside a stage's maps.
@@ -42,24 +42,19 @@ impl Abi {
     }
 }
 
-/// The directory of all stages.
-pub(crate) fn stages(directory: &Path) -> PathBuf {
-    directory.join(STAGES)
-}
-
 pub(crate) fn stage_path(directory: &Path, stage: &str) -> PathBuf {
     directory.join(STAGES).join(stage)
 }
 
 /// Names and kinds of the stages in a directory of pins.
 pub(crate) fn pinned_stages(directory: &Path) -> Result<Vec<(String, String)>> {
+    check_directory(directory, &[STAGES])?;
     // Names with `+` are half-made: a process died over them.
-    let names = names_in(&stages(directory))?.into_iter().filter(|name| check_name(name).is_ok());
+    let names = names_in(&directory.join(STAGES))?.into_iter().filter(|name| check_name(name).is_ok());
     names
         .map(|name| {
-            let path = map_path(directory, &name, ABI);
-            let record = map::open_pinned(&path, ABI)?.ok_or(Error::PinMissing { path: path.clone() })?;
-            let kind = read_abi(&record, &path)?.kind();
+            let record = open_map(directory, &name, ABI)?;
+            let kind = read_abi(&record, &map_path(directory, &name, ABI))?.kind();
             Ok((name, kind))
         })
         .collect()
@@ -69,8 +64,16 @@ pub(crate) fn map_path(directory: &Path, stage: &str, map: &str) -> PathBuf {
     stage_path(directory, stage).join(map)
 }
 
+/// One table of a stage, for who only reads it.
+pub(crate) fn open_map(directory: &Path, stage: &str, name: &str) -> Result<Map> {
+    check_directory(directory, &[STAGES, stage])?;
+    let path = map_path(directory, stage, name);
+    map::open_pinned(&path, name)?.ok_or(Error::PinMissing { path })
+}
+
 /// Opens the tables of a stage, after checking that this build understands them.
 pub(crate) fn open_stage(directory: &Path, name: &str, kind: &'static StageKind) -> Result<Vec<Map>> {
+    check_directory(directory, &[STAGES, name])?;
     let home = stage_path(directory, name);
     let path = home.join(ABI);
     let Some(record) = map::open_pinned(&path, ABI)? else {
@@ -116,6 +119,7 @@ fn read_abi(record: &Map, path: &Path) -> Result<Abi> {
 
 /// Pins the tables of a stage, or checks that the ones pinned there are the same. Returns the directory if it is new.
 pub(crate) fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathBuf>> {
+    check_directory(directory, &[STAGES, &stage.name])?;
     let home = stage_path(directory, &stage.name);
     if home.exists() {
         for map in &stage.maps {
@@ -137,7 +141,7 @@ pub(crate) fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathB
         return Ok(None);
     }
     // Aside first, then renamed: a crash leaves no half of a stage that could be adopted.
-    let aside = stages(directory).join(format!("{}+", stage.name));
+    let aside = directory.join(STAGES).join(format!("{}+", stage.name));
     remove_directory(&aside)?;
     create_directory(&aside)?;
     let record = Map::create_record("xdpkit_abi", size_of::<Abi>())?;

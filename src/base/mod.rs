@@ -12,7 +12,7 @@ mod stage_core;
 mod state;
 
 pub(crate) use adopt::{Function, load_or_adopt};
-pub(crate) use home::{map_path, pin_stage, pinned_stages, stages};
+pub(crate) use home::{STAGES, map_path, open_map, pin_stage, pinned_stages};
 pub(crate) use owner::Owner;
 pub(crate) use records::Records;
 pub use stage_core::Recovery;

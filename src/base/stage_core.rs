@@ -37,6 +37,8 @@ pub(crate) struct StageKind {
     pub(crate) name: &'static str,
     /// Changes when pinned maps cannot be understood any more.
     pub(crate) abi: u64,
+    /// Settings of the configuration, each with the maps that it sizes, for messages.
+    pub(crate) sized_by: &'static [(&'static str, &'static [&'static str])],
     pub(crate) load: fn(&Plan<'_>) -> Result<Loaded>,
 }
 
@@ -99,7 +101,14 @@ impl Recovery {
 impl StageCore {
     pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
         check_name(name)?;
-        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities })?);
+        let name_setting = |mut error: Error| {
+            if let Error::NoMemory { map, setting, .. } = &mut error {
+                let sized = kind.sized_by.iter().find(|(_, maps)| maps.contains(&map.as_str()));
+                *setting = sized.map_or("", |(name, _)| name);
+            }
+            error
+        };
+        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities }).map_err(name_setting)?);
         Ok(Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance))
     }
 

@@ -41,6 +41,13 @@ use crate::{
 static KIND: StageKind = StageKind {
     name: "dsr_balancer",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_DSR_BALANCER")),
+    sized_by: &[
+        ("services", &["vip_index", "service_index", "vips", "services", "service_states"]),
+        ("backends", &["backends", "backend_states"]),
+        ("services` and `table_size", &["slots", "transitions"]),
+        ("flows", &["flows_lines", "flow_sides"]),
+        ("ring_bytes", &["events"]),
+    ],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::dsr_balancer::DsrBalancerSkelBuilder::default();
@@ -125,7 +132,8 @@ impl DsrBalancer {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`],
+    /// [`Error::NoMemory`], [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &DsrConfig) -> Result<Self> {
         let core = StageCore::load(&KIND, &config.name, &config.capacities()?)?;
         let flows = core.create_flow_table("flows", config.flow_shape())?;

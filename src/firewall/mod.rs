@@ -42,6 +42,12 @@ use crate::{
 static KIND: StageKind = StageKind {
     name: "firewall",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_FIREWALL")),
+    sized_by: &[
+        ("capacity", &["rules", "rule_counts", "trie_v4_a", "trie_v4_b", "trie_v6_a", "trie_v6_b"]),
+        ("rule_counters", &["uncounted"]),
+        ("capacity` or `table_lines", &["lpm_lines"]),
+        ("ring_bytes", &["events"]),
+    ],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         sys::object::load(sys::skel::firewall::FirewallSkelBuilder::default(), &mut storage, "firewall", plan)
@@ -138,7 +144,7 @@ impl Firewall {
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::MissingCapability`],
-    /// [`Error::KernelTooOld`], [`Error::Verifier`],
+    /// [`Error::Forbidden`], [`Error::KernelTooOld`], [`Error::NoMemory`], [`Error::Verifier`],
     /// [`Error::Load`].
     pub fn load(config: &FirewallConfig) -> Result<Self> {
         let sizes = config.sizes()?;

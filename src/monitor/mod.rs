@@ -16,6 +16,7 @@ use crate::{
 static KIND: StageKind = StageKind {
     name: "monitor",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_MONITOR")),
+    sized_by: &[("ring_bytes", &["events"])],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         sys::object::load(sys::skel::monitor::MonitorSkelBuilder::default(), &mut storage, "monitor", plan)
@@ -223,7 +224,8 @@ impl PacketMonitor {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`],
+    /// [`Error::NoMemory`], [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &MonitorConfig) -> Result<Self> {
         config.check()?;
         let monitor = Self { core: StageCore::load(&KIND, &config.name, &[("events", config.ring_bytes)])? };

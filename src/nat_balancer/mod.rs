@@ -35,6 +35,13 @@ use table::Connections;
 static KIND: StageKind = StageKind {
     name: "nat_balancer",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_NAT_BALANCER")),
+    sized_by: &[
+        ("services", &["vip_index", "service_index", "vips", "services", "service_states"]),
+        ("backends", &["backends", "backend_states", "loads", "backend_index"]),
+        ("services` and `table_size", &["slots"]),
+        ("capacity", &["connections", "flows_lines"]),
+        ("ring_bytes", &["events"]),
+    ],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::nat_balancer::NatBalancerSkelBuilder::default();
@@ -147,7 +154,8 @@ impl NatBalancer {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`],
+    /// [`Error::NoMemory`], [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &NatConfig) -> Result<Self> {
         let clock = Clock::new()?;
         let hertz = clock.hertz();

@@ -11,7 +11,7 @@ use crate::{
     Error, Interface, Result,
     base::{
         Instance, Shared,
-        directory::{create_directory, failure, lock, names_in, put, remove_directory, remove_file},
+        directory::{check_directory, create_directory, failure, lock, names_in, put, remove_directory, remove_file},
         pin_stage,
     },
     sys::{link::Link, map, program::Program},
@@ -36,7 +36,9 @@ pub(crate) struct InterfacePins {
 impl InterfacePins {
     pub(crate) fn new(directory: &Path, interface: &Interface) -> Result<Self> {
         create_directory(directory)?;
-        Ok(Self::of(directory, &interface.index().to_string()))
+        let name = interface.index().to_string();
+        check_directory(directory, &[INTERFACES, &name])?;
+        Ok(Self::of(directory, &name))
     }
 
     /// By the name of their directory, an interface's index.

@@ -27,8 +27,9 @@ pub(crate) use interface::InterfacePins;
 use crate::{
     Error, Result,
     base::{
-        directory::{check_bpf_fs, failure, lock, names_in, remove_directory},
-        pinned_stages, stages,
+        STAGES,
+        directory::{check_directory, failure, lock, names_in, remove_directory},
+        pinned_stages,
     },
     sys::program::Program,
 };
@@ -44,17 +45,18 @@ const NEXT: &str = "next";
 ///
 /// # Errors
 /// [`Error::Pin`] naming what could not be removed, [`Error::PinsLocked`]; [`Error::NotBpfFs`] when the directory is
-/// an ordinary one, which is left alone.
+/// an ordinary one, which is left alone; [`Error::PinsExposed`].
 pub fn remove_pins(directory: impl AsRef<Path>) -> Result<()> {
     let directory = directory.as_ref();
+    check_directory(directory, &[INTERFACES])?;
+    check_directory(directory, &[STAGES])?;
     if !directory.exists() {
         return Ok(());
     }
-    check_bpf_fs(directory)?;
     let _lock = lock(directory)?;
     // Links first: a program must not go on without its tables' names.
     remove_directory(&directory.join(INTERFACES))?;
-    remove_directory(&stages(directory))
+    remove_directory(&directory.join(STAGES))
 }
 
 /// Opens an XDP program that is pinned, such as one of the caller's own for [`Pipeline::set_last`](crate::Pipeline::set_last).
@@ -104,12 +106,15 @@ pub struct Pinned {
 /// Tells what is pinned in a directory: what a new process can adopt.
 ///
 /// # Errors
-/// [`Error::Pin`] or [`Error::PinMismatch`] naming the pin that could not be read.
+/// [`Error::Pin`] or [`Error::PinMismatch`] naming the pin that could not be read; [`Error::NotBpfFs`] where nothing can be
+/// pinned at all; [`Error::PinsExposed`]. A directory that is missing from a BPF file system holds nothing.
 pub fn pinned(directory: impl AsRef<Path>) -> Result<Pinned> {
     let directory = directory.as_ref();
+    check_directory(directory, &[INTERFACES])?;
     let mut pinned = Pinned { stages: pinned_stages(directory)?, interfaces: Vec::new() };
     for name in names_in(&directory.join(INTERFACES))? {
         let Ok(index) = name.parse() else { continue };
+        check_directory(directory, &[INTERFACES, &name])?;
         let pins = InterfacePins::of(directory, &name);
         if let Some(link) = pins.link()? {
             let info = link.info().map_err(failure(&pins.path().join(LINK), "read it"))?;

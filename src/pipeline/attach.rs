@@ -7,6 +7,7 @@ use super::{Attached, Loss, Pipeline, unreadable};
 use crate::Stage;
 use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
+    attach::Made,
     pin::{InterfacePins, Undo},
     sys::{self, link::Link, links::Links, program::Program},
 };
@@ -51,8 +52,8 @@ impl Pipeline {
         let loss = self.loss()?;
         let links = Links::open().map_err(|cause| unreadable(&interface, cause))?;
         let Some(directory) = options.pin_directory() else {
-            let (link, mode) = options.link(&interface, self.members[0].fd())?;
-            let attached = Attached::new((link, &self.members), interface, links, mode, None, options);
+            let made = options.link(&interface, self.members[0].fd())?;
+            let attached = Attached::new(made, &self.members, interface, links, None, options);
             return self.put_attached(attached);
         };
         let pins = InterfacePins::new(directory, &interface)?;
@@ -118,10 +119,10 @@ impl Pipeline {
         let mut undo = Undo::default();
         undo.add(pins.path().to_owned());
         self.pin_members(&pins, &mut undo)?;
-        let (link, mode) = options.link(&interface, self.members[0].fd())?;
-        pins.put_link(&link)?;
+        let made = options.link(&interface, self.members[0].fd())?;
+        pins.put_link(&made.link)?;
         undo.keep();
-        self.put_attached(Attached::new((link, &self.members), interface, links, mode, Some(pins), options))
+        self.put_attached(Attached::new(made, &self.members, interface, links, Some(pins), options))
     }
 
     /// Pins again what goes on without pins.
@@ -208,7 +209,8 @@ impl Pipeline {
         if self.wait_for_readers().is_ok() {
             let _ = pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id));
         }
-        let mut attached = Attached::new((link, &self.members), interface, links, mode, Some(pins), options);
+        let mut attached =
+            Attached::new(Made { link, mode, fallback: None }, &self.members, interface, links, Some(pins), options);
         attached.adopted = true;
         self.attached = Some(attached);
         Ok(())

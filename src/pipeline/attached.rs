@@ -11,6 +11,7 @@ use std::{
 use super::{Loss, Member, Watch, unreadable, watch::superseded};
 use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
+    attach::Made,
     base::Shared,
     pin::InterfacePins,
     sys::{
@@ -30,6 +31,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 pub(super) struct Attached {
     guarded: Arc<Guarded>,
     pub(super) mode: XdpMode,
+    pub(super) fallback: Option<Error>,
     pub(super) adopted: bool,
     pub(super) pins: Option<InterfacePins>,
     pub(super) options: AttachOptions,
@@ -65,17 +67,18 @@ impl Now {
 impl Attached {
     /// `links` were opened in the interface's network namespace.
     pub(super) fn new(
-        (link, members): (Link, &[Member]),
+        made: Made,
+        members: &[Member],
         interface: Interface,
         links: Links,
-        mode: XdpMode,
         pins: Option<InterfacePins>,
         options: &AttachOptions,
     ) -> Self {
         let link_pin = pins.as_ref().map(InterfacePins::link_path);
-        let now = Mutex::new(Some(Now { link, program: members[0].instance.program.id(), stages: stages_of(members) }));
+        let program = members[0].instance.program.id();
+        let now = Mutex::new(Some(Now { link: made.link, program, stages: stages_of(members) }));
         let guarded = Arc::new(Guarded { interface, links: Arc::new(links), link_pin, now });
-        Self { guarded, mode, adopted: false, pins, options: options.clone() }
+        Self { guarded, mode: made.mode, fallback: made.fallback, adopted: false, pins, options: options.clone() }
     }
 
     pub(super) fn interface(&self) -> &Interface {

@@ -130,6 +130,13 @@ impl Pipeline {
         self.attached.as_ref().filter(|attached| attached.check().is_ok()).map(|attached| attached.mode)
     }
 
+    /// With [`XdpMode::Auto`], why the interface is guarded in generic mode rather than in native mode
+    /// ([`Error::ModeRefused`]); `None` in native mode, in a mode that was asked for, and after a take-over.
+    #[must_use]
+    pub fn fallback(&self) -> Option<&Error> {
+        self.attached.as_ref()?.fallback.as_ref()
+    }
+
     /// Whether an earlier process's attachment was taken over from its pins.
     #[must_use]
     pub fn adopted(&self) -> bool {

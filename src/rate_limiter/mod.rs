@@ -47,6 +47,12 @@ use crate::{
 static KIND: StageKind = StageKind {
     name: "rate_limiter",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_RATE_LIMITER")),
+    sized_by: &[
+        ("sources", &["buckets_lines", "bucket_addresses"]),
+        ("bans", &["bans_lines", "ban_addresses"]),
+        ("tiers", &["tiers", "lpm_lines"]),
+        ("ring_bytes", &["events"]),
+    ],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::rate_limiter::RateLimiterSkelBuilder::default();
@@ -139,7 +145,8 @@ impl RateLimiter {
     /// Loads the program and creates its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::Invalid`], [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`],
+    /// [`Error::NoMemory`], [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &RateLimiterConfig) -> Result<Self> {
         let sizes = config.sizes()?;
         let core = StageCore::load(&KIND, &config.name, &sizes.maps)?;

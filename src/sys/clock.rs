@@ -8,7 +8,7 @@ use std::{
 
 use libbpf_rs::libbpf_sys as raw;
 
-use super::check;
+use super::{check, privilege};
 use crate::{Error, Result};
 
 /// Reads the counter through a program of two instructions.
@@ -36,7 +36,10 @@ impl Clock {
                 ptr::null_mut(),
             )
         })
-        .map_err(|cause| Error::Load { program: "clock".into(), cause })?;
+        .map_err(|cause| {
+            let load = |cause| Error::Load { program: "clock".into(), log: String::new(), cause };
+            privilege::refusal("loading program `clock`", &cause).unwrap_or_else(|| load(cause))
+        })?;
         // SAFETY: the kernel has just given us this descriptor.
         let program = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { program, hertz: hertz() })

@@ -15,7 +15,7 @@ use std::{
 use bytemuck::Pod;
 use libbpf_rs::{MapCore as _, MapHandle, MapType, libbpf_sys as raw};
 
-use super::{check, io_error};
+use super::{check, io_error, privilege};
 use crate::{Error, Result};
 
 /// Entries in one batch call: large enough to make the call's cost vanish, small enough for the heap.
@@ -50,8 +50,11 @@ impl Map {
             ..Default::default()
         };
         let size = u32::try_from(value_size).expect("a record is small");
-        let handle = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options)
-            .map_err(|error| Error::Map { map: name.to_owned(), operation: "create it", cause: io_error(&error) })?;
+        let handle = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options).map_err(|error| {
+            let cause = io_error(&error);
+            let other = |cause| Error::Map { map: name.to_owned(), operation: "create it", cause };
+            privilege::refusal(format!("creating map `{name}`"), &cause).unwrap_or_else(|| other(cause))
+        })?;
         Ok(Self::new(handle, name))
     }
 

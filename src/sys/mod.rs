@@ -3,16 +3,21 @@
 //! Nothing here knows what a firewall is; nothing outside knows a raw pointer.
 #![allow(unsafe_code, reason = "the rest of the crate denies it")]
 
+mod cgroup;
 pub(crate) mod clock;
+pub(crate) mod device;
 pub(crate) mod grace;
 pub(crate) mod link;
 pub(crate) mod links;
 pub(crate) mod map;
 pub(crate) mod mmap;
 pub(crate) mod net;
+mod netlink;
 pub(crate) mod notices;
 pub(crate) mod object;
 pub(crate) mod pin;
+mod print;
+pub(crate) mod privilege;
 pub(crate) mod program;
 pub(crate) mod ring;
 pub(crate) mod route;
@@ -33,30 +38,6 @@ fn io_error(error: &libbpf_rs::Error) -> io::Error {
     let text = format!("{error:#}");
     let number = text.rsplit_once("(os error ").and_then(|(_, rest)| rest.split_once(')')?.0.parse().ok());
     number.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
-}
-
-/// Reads capabilities(7) of this process that BPF asks for; the names of those that are missing.
-///
-/// `CAP_SYS_ADMIN` stands in for `CAP_BPF` and `CAP_PERFMON`.
-pub(crate) fn missing_capabilities() -> Vec<&'static str> {
-    const NET_ADMIN: u32 = 12;
-    const SYS_ADMIN: u32 = 21;
-    const PERFMON: u32 = 38;
-    const BPF: u32 = 39;
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
-    let has = |bit: u32| bits >> bit & 1 == 1;
-    let mut missing = Vec::new();
-    for (bit, name) in [(BPF, "CAP_BPF"), (PERFMON, "CAP_PERFMON")] {
-        if !has(bit) && !has(SYS_ADMIN) {
-            missing.push(name);
-        }
-    }
-    if !has(NET_ADMIN) {
-        missing.push("CAP_NET_ADMIN");
-    }
-    missing
 }
 
 /// CPUs that there may ever be.

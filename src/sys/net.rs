@@ -3,13 +3,13 @@
 use std::{
     ffi::{CStr, CString},
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr,
 };
 
 use libbpf_rs::libbpf_sys as raw;
 
-use super::check;
+use super::{check, print};
 
 pub(crate) fn index_of(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
@@ -49,10 +49,67 @@ pub(crate) fn xdp_state(index: u32) -> io::Result<XdpState> {
         raw::bpf_xdp_query_opts { sz: size_of::<raw::bpf_xdp_query_opts>() as raw::size_t, ..Default::default() };
     let index = i32::try_from(index).map_err(io::Error::other)?;
     // SAFETY: the options are a live struct with its size in it, which the call fills.
-    check(unsafe { raw::bpf_xdp_query(index, 0, &raw mut options) })?;
+    check(print::capture(|| unsafe { raw::bpf_xdp_query(index, 0, &raw mut options) }).0)?;
     Ok(XdpState {
         programs: [options.skb_prog_id, options.drv_prog_id, options.hw_prog_id],
         features: (!super::kernel_older_than(6, 3)).then_some(options.feature_flags),
+    })
+}
+
+/// What the kernel says of a refusal (its extended acknowledgement), which the call that makes a link does not pass on: the
+/// same is asked for in the older way, which does. `flags`: one of `XDP_FLAGS_*_MODE`.
+pub(crate) fn refusal_words(index: u32, program: BorrowedFd<'_>, flags: u32) -> Option<String> {
+    let index = i32::try_from(index).ok()?;
+    let program = program.as_raw_fd();
+    // SAFETY: the descriptor is open, and no options are given.
+    let attach =
+        || unsafe { raw::bpf_xdp_attach(index, program, flags | raw::XDP_FLAGS_UPDATE_IF_NOEXIST, ptr::null()) };
+    let (answer, said) = print::capture(attach);
+    if answer == 0 {
+        // What stood against it is gone. Nobody asked for this attachment.
+        let options = raw::bpf_xdp_attach_opts {
+            sz: size_of::<raw::bpf_xdp_attach_opts>() as raw::size_t,
+            old_prog_fd: program,
+            ..Default::default()
+        };
+        // SAFETY: the options are a live struct with its size and an open descriptor in it.
+        unsafe { raw::bpf_xdp_detach(index, flags, &raw const options) };
+        return None;
+    }
+    said.lines().find_map(|line| line.strip_prefix("Kernel error message: ")).map(str::to_owned)
+}
+
+/// Queues of an interface: how many there are, of at most how many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Channels {
+    pub(crate) receive: (u32, u32),
+    pub(crate) transmit: (u32, u32),
+    pub(crate) combined: (u32, u32),
+}
+
+/// `struct ethtool_channels`.
+#[repr(C)]
+#[derive(Default)]
+struct EthtoolChannels {
+    command: u32,
+    receive_most: u32,
+    transmit_most: u32,
+    other_most: u32,
+    combined_most: u32,
+    receive: u32,
+    transmit: u32,
+    other: u32,
+    combined: u32,
+}
+
+pub(crate) fn channels(name: &str) -> io::Result<Channels> {
+    let mut value = EthtoolChannels { command: 0x3c, ..Default::default() }; // ETHTOOL_GCHANNELS
+    // SAFETY: the command takes a `struct ethtool_channels`, which this is.
+    unsafe { ethtool(name, &mut value)? };
+    Ok(Channels {
+        receive: (value.receive, value.receive_most),
+        transmit: (value.transmit, value.transmit_most),
+        combined: (value.combined, value.combined_most),
     })
 }
 
@@ -88,16 +145,23 @@ struct EthtoolValue {
 }
 
 pub(crate) fn offload_is_on(name: &str, offload: Offload) -> io::Result<bool> {
-    let socket = datagram_socket()?;
     let mut value = EthtoolValue { command: offload.query(), data: 0 };
-    let mut request = request_for(name)?;
-    request.ifr_ifru.ifru_data = ptr::from_mut(&mut value).cast();
-    // SAFETY: the request names an interface and points to the `struct ethtool_value` that the command takes.
-    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, ptr::from_mut(&mut request)) };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: these commands take a `struct ethtool_value`, which this is.
+    unsafe { ethtool(name, &mut value)? };
     Ok(offload.is_on(value.data))
+}
+
+/// Asks a driver.
+///
+/// # Safety
+/// `T` is the struct that the command in its first word takes.
+unsafe fn ethtool<T>(name: &str, value: &mut T) -> io::Result<()> {
+    let socket = datagram_socket()?;
+    let mut request = request_for(name)?;
+    request.ifr_ifru.ifru_data = ptr::from_mut(value).cast();
+    // SAFETY: the request names an interface and points to the struct that the command takes, as the caller promises.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, ptr::from_mut(&mut request)) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn datagram_socket() -> io::Result<OwnedFd> {

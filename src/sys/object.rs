@@ -3,11 +3,11 @@
 use std::{ffi::c_char, io, mem::MaybeUninit, os::fd::AsFd as _};
 
 use libbpf_rs::{
-    AsRawLibbpf as _, MapCore as _, MapHandle, OpenObject, libbpf_sys as raw,
+    AsRawLibbpf as _, MapCore as _, MapHandle, MapType, OpenObject, libbpf_sys as raw,
     skel::{OpenSkel, Skel, SkelBuilder},
 };
 
-use super::{io_error, map::Map, program::Program};
+use super::{cgroup, io_error, map::Map, print, privilege, program::Program};
 use crate::{Error, Result};
 
 /// Room for the end of the verifier's log. Only touched when a program is rejected.
@@ -43,8 +43,11 @@ where
     B::Output: OpenSkel<'o>,
     <B::Output as OpenSkel<'o>>::Output: Skel<'o>,
 {
-    let fail = |error: &libbpf_rs::Error| load_error(program, io_error(error), &[]);
-    let mut open = builder.open(storage).map_err(|error| fail(&error))?;
+    let failed = |cause, said: &str| Failure { program, cause, said, log: &[], sizes: &[] }.explain();
+    let fail = |error: &libbpf_rs::Error| failed(io_error(error), "");
+    let (opened, said) = print::capture(|| builder.open(storage));
+    let mut open = opened.map_err(|error| failed(io_error(&error), &said))?;
+    let mut sizes = Vec::new();
     for mut map in open.open_object_mut().maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
         if let Some(shared) = plan.shared.iter().find(|shared| shared.name() == name) {
@@ -52,6 +55,9 @@ where
             map.reuse_fd(shared.as_fd()).map_err(|error| fail(&error))?;
         } else if let Some((_, entries)) = plan.capacities.iter().find(|(other, _)| *other == name) {
             map.set_max_entries(*entries).map_err(|error| fail(&error))?;
+            sizes.push(Size::of(&map, name));
+        } else {
+            sizes.push(Size::of(&map, name));
         }
     }
 
@@ -67,7 +73,10 @@ where
             );
         }
     }
-    let loaded = open.load().map_err(|error| load_error(program, io_error(&error), &log))?;
+    let (loaded, said) = print::capture(|| open.load());
+    let loaded = loaded.map_err(|error| {
+        Failure { program, cause: io_error(&error), said: &said, log: &log, sizes: &sizes }.explain()
+    })?;
 
     let object = loaded.object();
     let maps = object.maps().map(|map| {
@@ -76,7 +85,7 @@ where
     });
     let maps = maps.collect::<Result<Vec<_>, _>>().map_err(|error| fail(&error))?;
     let handle = object.progs().next().expect("every skeleton has a program");
-    let fd = handle.as_fd().try_clone_to_owned().map_err(|error| load_error(program, error, &[]))?;
+    let fd = handle.as_fd().try_clone_to_owned().map_err(|error| failed(error, ""))?;
     Ok(Loaded { program: Program::from_fd(fd)?, maps })
 }
 
@@ -100,22 +109,78 @@ fn same_shape(program: &str, ours: &libbpf_rs::OpenMapMut<'_>, shared: &Map) -> 
     Ok(())
 }
 
-/// Says what stands behind a refused load: a missing capability, an old kernel, the verifier.
-fn load_error(program: &str, cause: io::Error, log: &[u8]) -> Error {
-    let missing = super::missing_capabilities();
-    if cause.raw_os_error() == Some(libc::EPERM) && !missing.is_empty() {
-        let operation = format!("loading program `{program}`");
-        return Error::MissingCapability { operation, capability: missing.join(", ") };
+/// What a map that is to be created takes.
+#[derive(Debug)]
+struct Size {
+    map: String,
+    entries: u32,
+    bytes: u64,
+}
+
+impl Size {
+    fn of(map: &libbpf_rs::OpenMapMut<'_>, name: String) -> Self {
+        let (kind, entries) = (map.map_type(), map.max_entries());
+        let value = u64::from(map.value_size()).next_multiple_of(8);
+        let of_entry = match kind {
+            MapType::RingBuf => 1,
+            MapType::PercpuArray => value * super::cpus() as u64,
+            MapType::PercpuHash => u64::from(map.key_size()) + value * super::cpus() as u64,
+            MapType::Array => value,
+            _ => u64::from(map.key_size()) + value,
+        };
+        Self { map: name, entries, bytes: of_entry * u64::from(entries) }
     }
-    if super::kernel_older_than(5, 18) {
-        let feature = format!("program `{program}` (xdp.frags)");
-        return Error::KernelTooOld { feature, needs: "5.18", found: super::kernel_release() };
+}
+
+/// A load that was refused.
+struct Failure<'a> {
+    program: &'a str,
+    cause: io::Error,
+    /// What libbpf said.
+    said: &'a str,
+    /// What the verifier said, up to the first zero.
+    log: &'a [u8],
+    sizes: &'a [Size],
+}
+
+impl Failure<'_> {
+    /// What stands behind it: rights, an old kernel, memory, the verifier.
+    fn explain(self) -> Error {
+        let program = self.program.to_owned();
+        if let Some(error) = privilege::refusal(format!("loading program `{program}`"), &self.cause) {
+            return error;
+        }
+        if super::kernel_older_than(5, 18) {
+            let feature = format!("program `{program}` (xdp.frags)");
+            return Error::KernelTooOld { feature, needs: "5.18", found: super::kernel_release() };
+        }
+        let full = matches!(self.cause.raw_os_error(), Some(libc::ENOMEM | libc::E2BIG | libc::ENOSPC));
+        if let Some(size) = self.refused_map().filter(|_| full) {
+            return Error::NoMemory {
+                program,
+                map: size.map.clone(),
+                setting: "",
+                entries: size.entries,
+                bytes: size.bytes,
+                memory_limit: cgroup::memory_limit(),
+                cause: self.cause,
+            };
+        }
+        let log = String::from_utf8_lossy(self.log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+        if log.is_empty() {
+            return Error::Load { program, log: self.said.to_owned(), cause: self.cause };
+        }
+        let start = log.len().saturating_sub(LOG_SHOWN);
+        let start = (start..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
+        Error::Verifier { program, log: log[start..].to_owned(), cause: self.cause }
     }
-    let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
-    if log.is_empty() {
-        return Error::Load { program: program.to_owned(), cause };
+
+    /// The map that libbpf could not create: nothing else tells which it was.
+    fn refused_map(&self) -> Option<&Size> {
+        let name = self.said.lines().find_map(|line| {
+            let (name, rest) = line.strip_prefix("map \'")?.split_once('\'')?;
+            rest.starts_with(": failed to create").then_some(name)
+        })?;
+        self.sizes.iter().find(|size| size.map == name)
     }
-    let start = log.len().saturating_sub(LOG_SHOWN);
-    let start = (start..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
-    Error::Verifier { program: program.to_owned(), log: log[start..].to_owned(), cause }
 }

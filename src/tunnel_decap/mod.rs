@@ -16,6 +16,7 @@ use crate::{
 static KIND: StageKind = StageKind {
     name: "tunnel_decap",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_TUNNEL_DECAP")),
+    sized_by: &[("vips` and `sources", &["prefixes_v4", "prefixes_v6"])],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::tunnel_decap::TunnelDecapSkelBuilder::default();
@@ -129,7 +130,8 @@ impl TunnelDecap {
     ///
     /// # Errors
     /// [`Error::Invalid`] without a virtual address or with one that no host can have;
-    /// [`Error::MissingCapability`], [`Error::KernelTooOld`], [`Error::Verifier`], [`Error::Load`].
+    /// [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`], [`Error::NoMemory`],
+    /// [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &TunnelDecapConfig) -> Result<Self> {
         if config.vips.is_empty() {
             return Err(Error::Invalid { what: "vips", value: String::new(), expected: "at least one address" });

@@ -1,4 +1,4 @@
-//! The mount system calls: a detached bpffs or sysfs, or a bpffs mounted the old way.
+//! The mount system calls: a detached bpffs, sysfs or cgroup2, or a bpffs mounted the old way.
 
 use std::ffi::CStr;
 use std::io;
@@ -19,6 +19,11 @@ pub(crate) fn detached_bpffs() -> io::Result<OwnedFd> {
 /// A sysfs that shows the interfaces of the calling thread's network namespace, mounted nowhere.
 pub(crate) fn detached_sysfs() -> io::Result<OwnedFd> {
     detached(c"sysfs")
+}
+
+/// The hierarchy of control groups, mounted nowhere.
+pub(crate) fn detached_cgroups() -> io::Result<OwnedFd> {
+    detached(c"cgroup2")
 }
 
 fn detached(kind: &CStr) -> io::Result<OwnedFd> {

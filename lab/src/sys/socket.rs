@@ -1,5 +1,6 @@
 //! Socket options, ioctls and batch calls that std does not offer.
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::Shutdown;
@@ -25,6 +26,22 @@ struct EthtoolValue {
 /// Sets one of [`OFFLOADS`] of an interface in the socket's namespace.
 pub(crate) fn set_offload(socket: BorrowedFd<'_>, dev: &str, cmd: u32, on: bool) -> io::Result<()> {
     let mut value = EthtoolValue { cmd, data: on.into() };
+    let mut request = request_for(dev)?;
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request names an ethtool_value that outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) }).map(drop)
+}
+
+/// Makes an open `/dev/net/tun` a TUN device of this name, whose packets have nothing before them.
+pub(crate) fn make_tun(file: &File, dev: &str) -> io::Result<()> {
+    let mut request = request_for(dev)?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the request is an ifreq that outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }).map(drop)
+}
+
+/// A request about an interface.
+fn request_for(dev: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain data, for which zeroes are valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if dev.len() >= request.ifr_name.len() {
@@ -33,9 +50,7 @@ pub(crate) fn set_offload(socket: BorrowedFd<'_>, dev: &str, cmd: u32, on: bool)
     for (to, from) in request.ifr_name.iter_mut().zip(dev.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request names an ethtool_value that outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) }).map(drop)
+    Ok(request)
 }
 
 /// Opens a socket of the calling thread's namespace.
