@@ -11,12 +11,18 @@ use common::{
     judge,
     nat::{Bench, at},
     nat_talk::{conversations, open, segment},
+    rate::just,
 };
 use xdpkit::{
-    Action, DsrService, Engine, Firewall, FirewallConfig, MonitorConfig, NatConfig, NatMode, PacketMonitor, Reason,
-    Rule, ServiceProtocol, Stage as _, Transport, TunnelDecap, TunnelDecapConfig,
+    Action, DsrService, Engine, Firewall, FirewallConfig, Interface, Limit, MonitorConfig, NatConfig, NatMode,
+    PacketMonitor, Rate, RateLimiter, RateLimiterConfig, Reason, Rule, Scope, ServiceProtocol, Stage as _, TableFull,
+    TestRun, Transport, TunnelDecap, TunnelDecapConfig,
 };
-use xdpkit_lab::frame::{Frame, extension, tcp};
+use xdpkit_lab::{
+    Namespace,
+    frame::{Frame, extension, tcp},
+    veth,
+};
 
 /// The longest packet that a length field tells.
 const LONGEST: usize = 65_535;
@@ -85,7 +91,8 @@ fn n6_a_frame_longer_than_any_wire_carries_is_judged_by_its_length_and_others_of
         let firewall = Firewall::load(&FirewallConfig::default().engine(engine)).unwrap();
         for (what, frame, reason) in &rows {
             // Without a rule, what is not malformed passes.
-            let wanted = if *reason == Denied { (Action::Pass, Reason::DefaultAction) } else { (Action::Drop, *reason) };
+            let wanted =
+                if *reason == Denied { (Action::Pass, Reason::DefaultAction) } else { (Action::Drop, *reason) };
             assert_eq!(judge(&firewall, &frame.build()), wanted, "{engine:?}: {what}");
         }
         firewall.insert("10.9.0.0/16 tcp/80".parse().unwrap(), Rule::deny()).unwrap();
@@ -103,7 +110,8 @@ fn n6_the_monitor_reads_and_counts_merged_frames() {
     let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1)).unwrap();
     let mut events = monitor.events().unwrap();
     let length = 72_000;
-    for frame in [merged(tcp4(), 40, length), merged(tcp6(), 60, length), with_jumbo_option(merged(tcp6(), 68, length), length)]
+    for frame in
+        [merged(tcp4(), 40, length), merged(tcp6(), 60, length), with_jumbo_option(merged(tcp6(), 68, length), length)]
     {
         let frame = frame.build();
         assert_eq!(judge(&monitor, &frame), (Action::Pass, Reason::None));
@@ -135,7 +143,8 @@ fn n6_merged_tunnel_packets_come_out_whole() {
             Frame::ip(ip(outer[0]), ip(outer[1]), protocol).payload(&packet.packet()).ip_length(0).build()
         };
         let inside = Frame::tcp(at("198.51.100.7:4000"), at("192.0.2.1:80")).flags(tcp::ACK);
-        let (inside4, lying) = (merged(inside.clone(), 40, length - header), inside.payload(&vec![7; 70_000]).ip_length(19));
+        let (inside4, lying) =
+            (merged(inside.clone(), 40, length - header), inside.payload(&vec![7; 70_000]).ip_length(19));
         let inside6 = Frame::tcp(at("[2001:db8:c::7]:4000"), at("[2001:db8::1]:80")).flags(tcp::ACK);
         let inside6 = merged(inside6, 60, length - header);
         for (protocol, packet) in [(4, &inside4), (41, &inside6)] {
@@ -187,7 +196,8 @@ fn n6_balancers_do_not_forward_merged_frames() {
     let host = Host::new();
     let b = host.balancer(&dsr::config());
     for (family6, ipip) in [(false, false), (true, false), (false, true), (true, true)] {
-        let (mode, overhead) = if ipip { (DsrService::ipip(), if family6 { 40 } else { 20 }) } else { (DsrService::l2(), 0) };
+        let (mode, overhead) =
+            if ipip { (DsrService::ipip(), if family6 { 40 } else { 20 }) } else { (DsrService::l2(), 0) };
         let service = b.service(&service_text("tcp", family6, "80"), mode, &neighbours(family6, &[11]));
         let of = |length| {
             let header = if family6 { 60 } else { 40 };
@@ -210,9 +220,12 @@ fn n6_balancers_do_not_forward_merged_frames() {
 fn n6_no_outer_header_lies_about_the_length_where_the_neighbour_is_unknown() {
     let host = Host::new();
     let b = host.balancer(&dsr::config());
-    for (family6, unknown, overhead) in
-        [(false, neighbour4(200), 20), (true, neighbour6(200), 40), (false, neighbour6(200), 40), (true, neighbour4(200), 20)]
-    {
+    for (family6, unknown, overhead) in [
+        (false, neighbour4(200), 20),
+        (true, neighbour6(200), 40),
+        (false, neighbour6(200), 40),
+        (true, neighbour4(200), 20),
+    ] {
         let of = |length: usize| {
             let header = if family6 { 60 } else { 40 };
             let frame = dsr::segment(family6, 7, 7000).flags(tcp::ACK).payload(&vec![7; length - header]);
@@ -225,8 +238,7 @@ fn n6_no_outer_header_lies_about_the_length_where_the_neighbour_is_unknown() {
         assert_eq!(out[inner_at(&out)..], one_hop_further(&fits, [0; 6], [0; 6])[14..]);
         for length in [LONGEST - overhead + 1, 70_000] {
             let (action, reason, _) = b.run(&of(length));
-            let wanted =
-                if family6 { (Action::Tx, Reason::TooBigAnswered) } else { (Action::Drop, Reason::TooBig) };
+            let wanted = if family6 { (Action::Tx, Reason::TooBigAnswered) } else { (Action::Drop, Reason::TooBig) };
             assert_eq!((action, reason), wanted, "{unknown}, {length}");
         }
         host.ns.run(|| b.balancer.remove_service(service)).unwrap();
@@ -250,4 +262,102 @@ fn n6_no_reset_answers_a_merged_frame() {
         let long = bench.client_sends(&frame.payload(&vec![7; 69_900]).ip_length(0));
         assert_eq!((long.action, long.reason), (Action::Drop, Reason::NoConnection), "{name}");
     }
+}
+
+/// An interface whose MTU decides what a frame is charged for.
+struct Link {
+    ns: Namespace,
+    eth0: Interface,
+}
+
+impl Link {
+    fn of_mtu(mtu: u32) -> Self {
+        let ns = Namespace::new("limiter").unwrap();
+        veth((&ns, "eth0"), (&ns, "eth1")).unwrap();
+        ns.set_mtu("eth0", mtu).unwrap();
+        let eth0 = ns.run(|| Interface::by_name("eth0").unwrap());
+        Self { ns, eth0 }
+    }
+
+    fn run(&self, limiter: &RateLimiter, frame: &Frame) -> Action {
+        let frame = frame.build();
+        self.ns.run(|| limiter.run(&TestRun::new(&frame).ingress(&self.eth0, 0)).unwrap().action)
+    }
+}
+
+/// Charged by what came over the wire at least: as many packets of the interface's MTU as carry the same.
+#[test]
+fn n6_packet_limits_charge_merged_frames_by_segments() {
+    let [ordinary, jumbo, narrow] = [1500, 9000, 1280].map(Link::of_mtu);
+    let udp = |length: usize| udp4().payload(&vec![7; length - 28]);
+    let of4 = |length: usize| tcp4().payload(&vec![7; length - 40]);
+    let of6 = |length: usize| tcp6().payload(&vec![7; length - 60]);
+    let burst = 50;
+    let with_timestamps = |length: usize| tcp4().tcp_options(&[1; 12]).payload(&vec![7; length - 52]);
+    let rows = [
+        ("a full packet", &ordinary, of4(1500), 1),
+        ("a byte more", &ordinary, of4(1501), 2),
+        ("padding is no packet", &ordinary, of4(1500).trailer(&[0; 1500]), 1),
+        ("tags are no packet", &ordinary, of4(1500).vlan(1).vlan(2), 1),
+        ("two full ones", &ordinary, of4(40 + 2 * 1460), 2),
+        ("two full ones with timestamps", &ordinary, with_timestamps(52 + 2 * 1448), 2),
+        ("two full ones with timestamps, and a byte", &ordinary, with_timestamps(52 + 2 * 1448 + 1), 3),
+        ("two full ones by IPv6", &ordinary, of6(60 + 2 * 1440), 2),
+        ("two full ones by IPv6, and a byte", &ordinary, of6(60 + 2 * 1440 + 1), 3),
+        ("UDP", &ordinary, udp(28 + 10 * 1472), 10),
+        ("another protocol", &ordinary, Frame::ip(ip("10.9.9.9"), ip("10.0.0.1"), 50).payload(&[0; 3 * 1480]), 3),
+        ("64 kB", &ordinary, of4(LONGEST), 45),
+        ("BIG TCP", &ordinary, merged(tcp4(), 40, 70_000), 48),
+        ("BIG TCP by IPv6", &ordinary, merged(tcp6(), 60, 70_000), 49),
+        ("a jumbo frame of the MTU", &jumbo, of4(9000), 1),
+        ("jumbo frames, merged", &jumbo, of4(40 + 3 * 8960), 3),
+        ("what is no more than ordinary Ethernet's MTU is one packet", &narrow, of4(1500), 1),
+        ("more than that", &narrow, of4(1501), 2),
+    ];
+    let alone = Limit::packets(just(burst));
+    for (how, limit) in [("alone", alone), ("and bytes", alone.and_bytes(Rate::per_second(1_000_000)))] {
+        let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, limit)).unwrap();
+        for (what, link, frame, packets) in &rows {
+            let before = limiter.stats().unwrap();
+            assert_eq!(link.run(&limiter, frame), Action::Pass, "{what}, {how}");
+            // What is left of the burst.
+            let (one, source) = if what.contains("IPv6") { (tcp6(), "2001:db8:bad::9") } else { (tcp4(), "10.9.9.9") };
+            let left = (0..=burst).take_while(|_| link.run(&limiter, &one) == Action::Pass).count() as u64;
+            assert_eq!(burst - left, *packets, "{what}, {how}");
+            // Counted as what it is, a frame.
+            let counted = limiter.stats().unwrap().since(&before);
+            assert_eq!(counted.reason(Reason::WithinLimit).packets, 1 + left, "{what}, {how}");
+            assert!(limiter.reset(ip(source)).unwrap(), "{what}, {how}");
+        }
+    }
+}
+
+#[test]
+fn n6_a_merged_frame_of_more_segments_than_the_burst_does_not_pass() {
+    let link = Link::of_mtu(1500);
+    let (long, short) = (tcp4().payload(&[7; 2 * 1460]), tcp4());
+    let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, just(1))).unwrap();
+    assert_eq!([&long, &long, &short, &short].map(|frame| link.run(&limiter, frame)), {
+        [Action::Drop, Action::Drop, Action::Pass, Action::Drop]
+    });
+    // The slowest limit, and as many segments as can be counted: no overflow lets it pass.
+    let slowest = Rate::new(1, std::time::Duration::from_secs(24 * 3600)).burst(1);
+    let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, slowest)).unwrap();
+    link.ns.set_mtu("eth0", 68).unwrap();
+    assert_eq!(link.run(&limiter, &merged(tcp4(), 40, 70_000)), Action::Drop);
+    link.ns.set_mtu("eth0", 1500).unwrap();
+    // Sources without a place share an allowance, charged in the same way.
+    let config = RateLimiterConfig::default().sources(1).full(TableFull::Share(just(3)));
+    let limiter = RateLimiter::load(&config.limit(Scope::All, just(1000))).unwrap();
+    let udp = |n: u32| Frame::udp((IpAddr::from(n.to_be_bytes()), 1).into(), at("10.0.0.1:2"));
+    let unknown = (0x0a00_0000..0x0a01_0000).find(|n| {
+        let before = limiter.stats().unwrap();
+        link.run(&limiter, &udp(*n));
+        limiter.stats().unwrap().since(&before).reason(Reason::UnknownSource).packets > 0
+    });
+    let n = unknown.expect("the table is full at last");
+    let three = udp(n).payload(&[7; 3 * 1472]);
+    assert_eq!(link.run(&limiter, &three), Action::Drop, "one of three is used up");
+    let two = udp(n).payload(&[7; 2 * 1472]);
+    assert_eq!([&two, &udp(n)].map(|frame| link.run(&limiter, frame)), [Action::Pass, Action::Drop]);
 }

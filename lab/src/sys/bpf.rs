@@ -119,12 +119,8 @@ pub(crate) fn attach_xdp_generic(prog: BorrowedFd<'_>, ifindex: u32) -> io::Resu
 }
 
 fn attach_xdp(prog: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
-    let attr = LinkCreate {
-        prog_fd: prog.as_raw_fd() as u32,
-        target_ifindex: ifindex,
-        attach_type: ATTACH_TYPE_XDP,
-        flags,
-    };
+    let attr =
+        LinkCreate { prog_fd: prog.as_raw_fd() as u32, target_ifindex: ifindex, attach_type: ATTACH_TYPE_XDP, flags };
     // SAFETY: LinkCreate mirrors the attribute and holds no addresses.
     check_fd(unsafe { bpf(LINK_CREATE, &attr) })
 }
