@@ -14,9 +14,10 @@ use common::{
     nat::{PATIENCE, ROUTED_VIPS},
 };
 use xdpkit::{
-    Action, AttachOptions, DsrBalancer, DsrConfig, DsrService, Engine, Firewall, FirewallConfig, MonitorConfig,
-    NatBalancer, NatConfig, NatService, PacketMonitor, Pipeline, Rate, RateLimiter, RateLimiterConfig, Reason, Scope,
-    ServiceAddr, Stage, TunnelDecap, TunnelDecapConfig, XdpMode,
+    Action, AttachOptions, DsrBalancer, DsrConfig, DsrService, Engine, Firewall, FirewallConfig, Interface,
+    MonitorConfig, NatBalancer, NatConfig, NatService, PacketMonitor, Pipeline, Rate, RateLimiter, RateLimiterConfig,
+    Reason, Scope, ServiceAddr, Stage, TunnelDecap, TunnelDecapConfig, XdpMode,
+    preflight::{self, Severity},
 };
 use xdpkit_lab::{
     Namespace,
@@ -114,6 +115,51 @@ fn n6_big_tcp_passes_every_function_in_generic_mode() {
         assert_eq!(stats.action(Action::Pass), stats.total(), "{}: {:?}", stage.name(), stats.reasons);
     }
     chain.detach().unwrap();
+}
+
+/// The longest frame that a monitor sees in generic mode on an interface while a client sends its segments one by one.
+fn longest_at(server: &Namespace, dev: &str, client: &Namespace, to: IpAddr, until: u32) -> u32 {
+    let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1)).unwrap();
+    let mut events = monitor.events().unwrap();
+    let options = AttachOptions::new(dev).mode(XdpMode::Generic);
+    let _attachment = server.run(|| monitor.attach(&options)).unwrap();
+    let echo = TcpEcho::start(server, (to, 7).into()).unwrap();
+    let (payload, mut longest) = (vec![7; 1 << 20], 0);
+    let started = Instant::now();
+    loop {
+        assert!(tcp_echo(client, echo.addr(), &payload, LONG).unwrap() == payload);
+        while let Some(event) = events.try_next() {
+            longest = longest.max(event.bytes);
+        }
+        if longest >= until || started.elapsed() > LONG {
+            return longest;
+        }
+    }
+}
+
+/// The kernel leaves GRO out where a program is attached in generic mode, not at the interfaces below.
+#[test]
+fn n6_preflight_tells_where_packets_come_in_merged() {
+    let [client, server] = ["client", "server"].map(|name| Namespace::new(name).unwrap());
+    veth((&client, "eth0"), (&server, "port0")).unwrap();
+    client.add_address("eth0", "10.0.0.2/24".parse().unwrap()).unwrap();
+    server.add_address("port0", "10.0.0.1/24".parse().unwrap()).unwrap();
+    let findings = |dev| server.run(|| preflight::generic_mode(&Interface::by_name(dev).unwrap())).unwrap();
+    let [uncut] = &findings("port0")[..] else { panic!("{:?}", findings("port0")) };
+    assert!(uncut.severity == Severity::Advice && uncut.text.contains("tso off"), "{uncut}");
+    server.set_gro("port0", true).unwrap();
+    let [_, gro] = &findings("port0")[..] else { panic!("{:?}", findings("port0")) };
+    assert!(gro.severity == Severity::Advice && gro.text.contains("GRO is on"), "{gro}");
+    let to = "10.0.0.1".parse().unwrap();
+    assert_eq!(longest_at(&server, "port0", &client, to, 1514), 1514, "nothing is merged");
+
+    server.remove_address("port0", "10.0.0.1/24".parse().unwrap()).unwrap();
+    server.add_bridge("br0", &["port0"]).unwrap();
+    server.add_address("br0", "10.0.0.1/24".parse().unwrap()).unwrap();
+    let merged = findings("br0").into_iter().find(|finding| finding.severity == Severity::Warning);
+    assert!(merged.as_ref().is_some_and(|finding| finding.text.contains("LOWER gro off")), "{merged:?}");
+    let longest = longest_at(&server, "br0", &client, to, 2000);
+    assert!(longest >= 2000, "what the port has merged comes to the bridge: {longest}");
 }
 
 /// A client, a balancer and a backend, in a row, whose ends are free: no native program keeps the client from merging.

@@ -63,6 +63,8 @@ pub(crate) enum Offload {
     TransmitChecksum,
     /// The device joins TCP segments.
     LargeReceive,
+    /// The stack joins what is received (GRO).
+    GenericReceive,
 }
 
 impl Offload {
@@ -70,12 +72,13 @@ impl Offload {
         match self {
             Self::TransmitChecksum => 0x16, // ETHTOOL_GTXCSUM
             Self::LargeReceive => 0x25,     // ETHTOOL_GFLAGS
+            Self::GenericReceive => 0x2b,   // ETHTOOL_GGRO
         }
     }
 
     fn is_on(self, answer: u32) -> bool {
         match self {
-            Self::TransmitChecksum => answer != 0,
+            Self::TransmitChecksum | Self::GenericReceive => answer != 0,
             Self::LargeReceive => answer & (1 << 15) != 0, // ETH_FLAG_LRO
         }
     }
@@ -98,6 +101,30 @@ pub(crate) fn offload_is_on(name: &str, offload: Offload) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(offload.is_on(value.data))
+}
+
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+struct EthtoolDriver {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
+}
+
+/// The name of an interface's driver, as `ethtool -i` tells it.
+pub(crate) fn driver_of(name: &str) -> io::Result<String> {
+    let socket = datagram_socket()?;
+    // ETHTOOL_GDRVINFO
+    let mut info = EthtoolDriver { command: 0x3, driver: [0; 32], rest: [0; 160] };
+    let mut request = request_for(name)?;
+    request.ifr_ifru.ifru_data = ptr::from_mut(&mut info).cast();
+    // SAFETY: the request names an interface and points to the `struct ethtool_drvinfo`, 196 bytes, that the command takes.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, ptr::from_mut(&mut request)) };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let length = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
+    Ok(String::from_utf8_lossy(&info.driver[..length]).into_owned())
 }
 
 fn datagram_socket() -> io::Result<OwnedFd> {
