@@ -157,6 +157,19 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 	return macs ? send(ctx, hop, reason) : verdict(REASON_UNRESOLVED, XDP_PASS);
 }
 
+/*
+ * Bytes of the longest packet that may go on by this hop. Where none is known yet, the host's stack decides; but no outer
+ * header tells a length of more than 65535.
+ */
+static __always_inline __u32 longest(const struct next_hop *hop, __u32 overhead)
+{
+	__u32 mtu = hop->state == NEXT_HOP_FOUND ? hop->mtu : ~0U;
+
+	if (overhead && mtu > IP_LENGTH_MAX)
+		mtu = IP_LENGTH_MAX;
+	return mtu - overhead;
+}
+
 static __always_inline __u32 no_way(const struct next_hop *hop)
 {
 	return hop->state == NEXT_HOP_OFF_LINK ? REASON_OFF_LINK : REASON_NO_ROUTE;
@@ -203,7 +216,7 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vi
 	inner_read(&p, &inner);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	if (hop.state == NEXT_HOP_FOUND && inner.length + overhead > hop.mtu)
+	if (inner.length > longest(&hop, overhead))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
 	if (p.network == NETWORK_IPV4)
 		ipv4_decrement_ttl(p.ip4);
@@ -236,9 +249,9 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	inner_read(p, &inner);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	mtu = state->hop.mtu;
-	if (state->hop.state == NEXT_HOP_FOUND && inner.length + overhead > mtu)
-		return refuse_too_big(ctx, c->t.service, mtu - overhead, p->network, !inner.frag_off);
+	mtu = longest(&state->hop, overhead);
+	if (inner.length > mtu)
+		return refuse_too_big(ctx, c->t.service, mtu, p->network, !inner.frag_off);
 
 	state->packets++;
 	state->bytes += bytes;

@@ -7,6 +7,7 @@
 #include "include/neighbour.h"
 #include "include/rate_charge.h"
 #include "include/rate_excess.h"
+#include "include/segments.h"
 #include "abi/rate_limiter.h"
 
 /* Only Rust uses them: rates as they were asked for, and the tiers, in two banks. */
@@ -90,6 +91,7 @@ int rate_limiter(struct xdp_md *ctx)
 	if (policy->neighbours == XDP_PASS && is_neighbour_discovery(&p))
 		return stage_end(ctx, counters, q.bytes, REASON_NEIGHBOUR_DISCOVERY, XDP_PASS);
 
+	q.packets = segments(ctx, &p);
 	source_of(&q.source, &p, policy);
 	banned = FLOW_ONCE(all->banned_until);
 	if (banned) {
@@ -134,7 +136,7 @@ int rate_limiter(struct xdp_md *ctx)
 		}
 		if (verdict.outcome != RATE_NO_PLACE)
 			count_scope(counters, q.class, 0, q.bytes, false);
-		else if (admit_unknown(q.bank))
+		else if (admit_unknown(q.bank, q.packets))
 			verdict.outcome = RATE_ADMITTED_UNKNOWN;
 	} else {
 		if (!policy->scopes)

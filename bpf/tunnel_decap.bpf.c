@@ -65,6 +65,9 @@ static __always_inline void look_inside4(const struct packet *p, struct inside *
 	if ((void *)(ip + 1) > p->end || ip->version != 4 || ip->ihl < 5)
 		return;
 	length = bpf_ntohs(ip->tot_len);
+	/* Merged, as the outer one: see find_end(). */
+	if (!length && p->network_end - p->at > IP_LENGTH_MAX)
+		length = p->network_end - p->at;
 	in->sound = length >= ip->ihl * 4U && p->at + length <= p->network_end;
 	in->source = roles4(ip->saddr);
 	in->destination = roles4(ip->daddr);

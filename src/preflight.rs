@@ -108,6 +108,47 @@ pub fn interface(interface: &Interface) -> Result<Vec<Finding>> {
     Ok(findings.list)
 }
 
+/// What a program sees otherwise on this interface in generic mode than in native mode: packets that were merged, or that
+/// their sender has not cut yet.
+///
+/// Merged packets are counted as one frame; [`Limit::packets`](crate::Limit::packets) charges them by segments; balancers
+/// do not forward what is longer than the way's MTU, and count it
+/// ([`Reason::TooBig`](crate::Reason::TooBig), [`Reason::TooBigAnswered`](crate::Reason::TooBigAnswered)).
+///
+/// # Errors
+/// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
+pub fn generic_mode(interface: &Interface) -> Result<Vec<Finding>> {
+    let mut findings = Findings::of(interface)?;
+    let consequence =
+        "in generic mode, counters count them as one frame, and balancers drop what is longer than the MTU";
+    match sys::net::driver_of(interface.name()).unwrap_or_default().as_str() {
+        "bonding" | "team" | "bridge" | "802.1Q VLAN Support" | "macvlan" | "ipvlan" | "openvswitch" => {
+            let text = format!(
+                "it stands above other interfaces, whose GRO merges packets before they come here: {consequence}: attach \
+                 to the interfaces below, or ethtool -K LOWER gro off"
+            );
+            findings.add(Severity::Warning, text);
+        }
+        "veth" | "tun" | "virtio_net" => {
+            let text = format!(
+                "packets from the host or guest at its other end come in uncut where that one leaves segmentation to \
+                 its device: {consequence}: ethtool -K OTHER-END tso off gso off"
+            );
+            findings.add(Severity::Advice, text);
+        }
+        _ => {}
+    }
+    if findings.is_on(Offload::GenericReceive) {
+        findings.add(
+            Severity::Advice,
+            "GRO is on: while a program is attached in generic mode, the kernel merges nothing here, whatever ethtool says, \
+             and receiving costs the host more"
+                .into(),
+        );
+    }
+    Ok(findings.list)
+}
+
 /// What an interface lacks to receive frames that another one's program redirects to it (`XDP_REDIRECT`), or
 /// that its own sends back (`XDP_TX`).
 ///

@@ -95,6 +95,28 @@ fn frames_in_several_buffers_are_read_as_in_one() {
     assert!(split > frames / 2, "{split} frames of {frames} were in several buffers");
 }
 
+#[test]
+fn frames_longer_than_any_wire_carries_are_read_whole() {
+    let monitor = PacketMonitor::load(&MonitorConfig::default().sample(1)).unwrap();
+    let mut events = monitor.events().unwrap();
+    let mut tally = Tally::default();
+    let (mut longer, frames) = (0, frames() / 50);
+    for number in 0..frames {
+        let mut random = Rng::with_seed(SEED ^ number << 32 ^ 1 << 31);
+        let frame = generate::merged(&mut random);
+        let oracle = oracle::read(&frame);
+        if oracle.headers_end > FIRST_BUFFER {
+            continue;
+        }
+        let whole = oracle.reading.reason == Reason::None && oracle.network_end.is_some_and(|end| end > 65_535 + 54);
+        longer += u64::from(whole);
+        check(&monitor, &mut events, &frame, None, &oracle.reading, number);
+        tally.count(&oracle, frame.len());
+    }
+    tally.check(&monitor);
+    assert!(longer > frames / 5, "{longer} packets of {frames} were longer than any wire carries");
+}
+
 /// How much of the frame to put in the first buffer: what the parser needs, or little more.
 fn linear(random: &mut Rng, frame: &[u8], oracle: &Oracle<'_>) -> Option<u32> {
     let more = match random.u8(..4) {

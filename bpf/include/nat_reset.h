@@ -17,6 +17,9 @@ __attribute__((noinline, weak)) int nat_reset(struct xdp_md *ctx)
 	if (parse(ctx, &p) != REASON_NONE || p.protocol != IPPROTO_TCP || !p.transport_header ||
 	    p.fragment != FRAGMENT_NONE || p.tcp->flags & TCP_RST || is_group_mac(p.eth))
 		return false;
+	/* Merged: it may have a jumbo option, which a short packet must not. Its sender repeats a segment of it. */
+	if (p.network_end - p.network_at > sizeof(struct ipv6hdr) + IP_LENGTH_MAX)
+		return false;
 	header = p.at - sizeof(struct tcphdr) - p.network_at;
 	length = p.network_end - (p.at - sizeof(struct tcphdr)) - p.tcp->doff * 4;
 	flags = p.tcp->flags;

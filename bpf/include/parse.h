@@ -67,13 +67,27 @@ static __always_inline enum xdpkit_reason cut(struct xdp_md *ctx, const struct p
 	return bpf_xdp_get_buff_len(ctx) > p->linear ? REASON_HEADERS_SPLIT : reason;
 }
 
+/* The longest that the length fields of IPv4, IPv6 and UDP can tell. */
+#define IP_LENGTH_MAX 0xffff
+
 /*
- * Whether the frame reaches `offset`. The helper knows about fragments of multi-buffer frames but
- * costs more than the rest of the parser, so it is asked only when the linear part is too short.
+ * Where a packet ends that has `length` bytes from `from` on; false when the frame ends before. The helper knows about
+ * fragments of multi-buffer frames but costs more than the rest of the parser, so it is asked only when the linear part
+ * is too short, or for a length of 0. That means all of the frame where it is longer than any wire carries: segments that
+ * the host's stack has merged, or the sender's has not cut yet, which generic mode sees so ("BIG TCP"; by IPv6 with a
+ * jumbo option, RFC 2675, or without).
  */
-static __always_inline bool frame_reaches(struct xdp_md *ctx, const struct packet *p, __u32 offset)
+static __always_inline bool find_end(struct xdp_md *ctx, struct packet *p, __u32 from, __u32 length)
 {
-	return offset <= p->linear || offset <= bpf_xdp_get_buff_len(ctx);
+	__u32 frame;
+
+	p->network_end = from + length;
+	if (length && p->network_end <= p->linear)
+		return true;
+	frame = bpf_xdp_get_buff_len(ctx);
+	if (!length && frame - from > IP_LENGTH_MAX)
+		p->network_end = frame;
+	return p->network_end <= frame;
 }
 
 /* A linear part that no 1500-byte MTU fills: from here on a frame may have more buffers. */
@@ -126,7 +140,8 @@ static __always_inline enum xdpkit_reason parse_udp(struct xdp_md *ctx, struct p
 	if (!udp)
 		return cut(ctx, p, REASON_UDP_TRUNCATED);
 	length = bpf_ntohs(udp->len);
-	if (length < sizeof(*udp))
+	/* RFC 2675, section 4: 0 where it cannot be told. */
+	if (length < sizeof(*udp) && (length || p->network_end - start <= IP_LENGTH_MAX))
 		return REASON_UDP_LENGTH;
 	/* A first fragment states the length of the datagram that is yet to be put together. */
 	if (p->fragment == FRAGMENT_NONE && start + length > p->network_end)
@@ -159,7 +174,7 @@ static __always_inline enum xdpkit_reason parse_transport(struct xdp_md *ctx, st
 static __always_inline enum xdpkit_reason parse_ipv4(struct xdp_md *ctx, struct packet *p)
 {
 	struct iphdr *ip = take(p, sizeof(*ip));
-	__u32 header_length, total_length, fragment;
+	__u32 header_length, fragment;
 
 	if (!ip)
 		return cut(ctx, p, REASON_IPV4_TRUNCATED);
@@ -168,13 +183,12 @@ static __always_inline enum xdpkit_reason parse_ipv4(struct xdp_md *ctx, struct 
 	header_length = ip->ihl * 4;
 	if (header_length < sizeof(*ip))
 		return REASON_IPV4_HEADER_LENGTH;
-	total_length = bpf_ntohs(ip->tot_len);
-	if (total_length < header_length || !frame_reaches(ctx, p, p->network_at + total_length))
+	if (!find_end(ctx, p, p->network_at, bpf_ntohs(ip->tot_len)) ||
+	    p->network_end < p->network_at + header_length)
 		return REASON_IPV4_TOTAL_LENGTH;
 
 	p->network = NETWORK_IPV4;
 	p->ip4 = ip;
-	p->network_end = p->network_at + total_length;
 	p->protocol = ip->protocol;
 	p->at = p->network_at + header_length;
 
@@ -270,8 +284,7 @@ static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct 
 		return cut(ctx, p, REASON_IPV6_TRUNCATED);
 	if (ip->version != 6)
 		return REASON_IPV6_VERSION;
-	p->network_end = p->at + bpf_ntohs(ip->payload_len);
-	if (!frame_reaches(ctx, p, p->network_end))
+	if (!find_end(ctx, p, p->at, bpf_ntohs(ip->payload_len)))
 		return REASON_IPV6_PAYLOAD_LENGTH;
 
 	p->network = NETWORK_IPV6;

@@ -37,7 +37,8 @@ struct {
 /* What is asked about a packet. */
 struct question {
 	struct rate_source source;
-	__u64 bytes;
+	__u32 bytes;
+	__u32 packets; /* that the frame stands for: see segments.h */
 	__u32 features;
 	__u32 port;
 	__u32 class;
@@ -144,7 +145,7 @@ __attribute__((noinline, weak)) __u32 charge_in_scope(struct question *q, __u32 
 	charge->source = q->source;
 	charge->key = rate_key(t, &q->source, tag);
 	charge->now = rate_now(policy, all, limit->clock);
-	charge->amount = meter == RATE_BYTES ? q->bytes : 1;
+	charge->amount = meter == RATE_BYTES ? q->bytes : q->packets;
 	charge->flags = (q->source.ipv6 ? RATE_IPV6 : 0) | tag << RATE_TAG_SHIFT;
 	charge->limit = index;
 	charge->bank = bank;
@@ -171,7 +172,7 @@ static __always_inline __u32 charge_one(struct question *q, const struct rate_po
 	key = rate_key(t, &q->source, RATE_TAG(0, meter));
 	if (buckets_find(t, key, &e)) {
 		bucket = flow_value(e.word);
-		after = rate_after(limit, index, bucket, now, gcra_cost(limit, meter == RATE_BYTES ? q->bytes : 1));
+		after = rate_after(limit, index, bucket, now, gcra_cost(limit, meter == RATE_BYTES ? q->bytes : q->packets));
 		if (!after)
 			return bucket & RATE_TOLD ? RATE_REFUSED_AGAIN : RATE_REFUSED;
 		if (flow_update(&e, after))
@@ -181,9 +182,9 @@ static __always_inline __u32 charge_one(struct question *q, const struct rate_po
 }
 
 /* A bucket of the limiter's own: a word that all CPUs share. */
-static __always_inline bool admit_shared(const struct rate_limit *limit, __u64 *word, __u64 now)
+static __always_inline bool admit_shared(const struct rate_limit *limit, __u64 *word, __u64 now, __u32 amount)
 {
-	__u64 units = gcra_now(limit, now), cost = gcra_cost(limit, 1), was, lead;
+	__u64 units = gcra_now(limit, now), cost = gcra_cost(limit, amount), was, lead;
 
 	for (int i = 0; i < RATE_TRIES; i++) {
 		was = FLOW_ONCE(*word);
@@ -196,8 +197,8 @@ static __always_inline bool admit_shared(const struct rate_limit *limit, __u64 *
 	return false;
 }
 
-/* Whether a packet of a source that has no place may pass. */
-__attribute__((noinline, weak)) bool admit_unknown(__u32 bank)
+/* Whether so many packets of a source that has no place may pass. */
+__attribute__((noinline, weak)) bool admit_unknown(__u32 bank, __u32 packets)
 {
 	__u32 zero = 0, index = bank * RATE_LIMITS + RATE_LIMIT_SHARED;
 	struct rate_policy *policy = bpf_map_lookup_elem(&policies, &bank);
@@ -206,7 +207,8 @@ __attribute__((noinline, weak)) bool admit_unknown(__u32 bank)
 
 	if (!policy || !limit || !all || policy->full == RATE_FULL_DROP)
 		return false;
-	return policy->full == RATE_FULL_PASS || admit_shared(limit, &all->share, rate_now(policy, all, limit->clock));
+	return policy->full == RATE_FULL_PASS ||
+	       admit_shared(limit, &all->share, rate_now(policy, all, limit->clock), packets);
 }
 
 __attribute__((noinline, weak)) int refund_kept(__u32 at)
@@ -265,7 +267,7 @@ static __always_inline __u64 charge_all(struct question *q, const struct rate_po
 	}
 	verdict.matched = mine->matched != 0;
 	if (mine->unknown) {
-		verdict.outcome = admit_unknown(q->bank) ? RATE_ADMITTED_UNKNOWN : RATE_NO_PLACE;
+		verdict.outcome = admit_unknown(q->bank, q->packets) ? RATE_ADMITTED_UNKNOWN : RATE_NO_PLACE;
 		if (verdict.outcome == RATE_NO_PLACE)
 			refund_all(mine);
 		return verdict.packed;

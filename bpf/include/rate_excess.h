@@ -21,7 +21,7 @@ __attribute__((noinline, weak)) int report_excess(struct xdp_md *ctx, __u32 reas
 
 	if (!policy || !limit || !all || !state || !counters || !policy->events)
 		return 0;
-	if (!admit_shared(limit, &all->told, bpf_ktime_get_ns())) {
+	if (!admit_shared(limit, &all->told, bpf_ktime_get_ns(), 1)) {
 		count_one(&counters->own[RATE_OWN_EVENTS_HELD], 0);
 		return 0;
 	}
@@ -74,7 +74,7 @@ __attribute__((noinline, weak)) __u32 note_excess(struct question *q, __u32 scop
 	charge->source = q->source;
 	charge->key = rate_key(t, &q->source, RATE_TAG(scope, meter + RATE_EXCESS_PACKETS));
 	charge->now = rate_now(policy, all, limit->clock);
-	charge->amount = meter == RATE_BYTES ? q->bytes : 1;
+	charge->amount = meter == RATE_BYTES ? q->bytes : q->packets;
 	charge->flags = (q->source.ipv6 ? RATE_IPV6 : 0) | RATE_TAG(scope, meter + RATE_EXCESS_PACKETS) << RATE_TAG_SHIFT;
 	charge->limit = index;
 	charge->bank = bank;

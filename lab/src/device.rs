@@ -31,7 +31,7 @@ pub fn veth_with_queues(a: (&Namespace, &str), b: (&Namespace, &str), transmit: 
     b.0.set_up(b.1)
 }
 
-/// A native `return XDP_PASS` program on an interface; dropping it detaches.
+/// A `return XDP_PASS` program on an interface; dropping it detaches.
 #[derive(Debug)]
 #[must_use = "dropping the value detaches the program"]
 pub struct XdpPass {
@@ -105,6 +105,16 @@ impl Namespace {
         set.context(|| self.about(dev, &format!("turn GRO {}", if on { "on" } else { "off" })))
     }
 
+    /// Lets TCP hand frames of up to so many bytes to an interface, and the stack merge as many that come by it (BIG TCP: more
+    /// than 64 kB; over IPv4 since Linux 6.3). Takes effect with segmentation offload and GRO.
+    pub fn set_big_tcp(&self, dev: &str, bytes: u32) -> Result<()> {
+        use LinkAttribute::{GroIpv4MaxSize, GroMaxSize, GsoIpv4MaxSize, GsoMaxSize};
+        for attribute in [GsoMaxSize(bytes), GroMaxSize(bytes), GsoIpv4MaxSize(bytes), GroIpv4MaxSize(bytes)] {
+            self.set_link(dev, attribute).context(|| self.about(dev, &format!("allow frames of {bytes} bytes")))?;
+        }
+        Ok(())
+    }
+
     /// Lets threads of the kernel receive for an interface, one a queue, and answers which: they can be kept on a CPU, and
     /// tell how long they ran. A veth end needs GRO or a native program first. Not for two interfaces of one
     /// name at the same time.
@@ -169,6 +179,17 @@ impl Namespace {
     /// The same under a name of at most 15 bytes: somebody else's program.
     pub fn xdp_pass_named(&self, dev: &str, name: &str) -> Result<XdpPass> {
         let link = self.xdp_return(dev, name, sys::bpf::XDP_PASS)?;
+        Ok(XdpPass { _link: link })
+    }
+
+    /// Attaches such a program in generic mode: what a function there is compared with.
+    pub fn xdp_pass_generic(&self, dev: &str) -> Result<XdpPass> {
+        let index = self.ifindex(dev)?;
+        let attach = || {
+            let program = sys::bpf::load_xdp_return(NAME, sys::bpf::XDP_PASS, true)?;
+            sys::bpf::attach_xdp_generic(program.as_fd(), index)
+        };
+        let link = self.run(attach).context(|| self.about(dev, "attach an XDP program in generic mode"))?;
         Ok(XdpPass { _link: link })
     }
 

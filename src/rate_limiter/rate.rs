@@ -91,7 +91,7 @@ impl Rate {
         let wrong = |what, expected| Error::Invalid { what, value: self.to_string(), expected };
         let per = self.per.as_nanos();
         let hour = Duration::from_secs(3600).as_nanos();
-        // What the largest frame costs (half a megabyte, by generic XDP) has to fit into 64 bits.
+        // What the largest frame costs (by generic XDP, half a megabyte and up to 32,767 packets) has to fit into 64 bits.
         let (longest, most, expected) = match meter {
             Meter::Packets => (24 * hour, 1, "at least 1 packet in 24 hours"),
             Meter::Bytes => (hour, 1000, "at least 1 byte in an hour"),
@@ -199,6 +199,12 @@ pub struct Limit {
 
 impl Limit {
     /// So many packets.
+    ///
+    /// In generic mode, the stack merges TCP segments (and UDP datagrams, where GRO for them is on) before the program
+    /// sees them. An IP packet longer than the interface's MTU, and than 1,500 bytes, is charged as the number of
+    /// full packets of that MTU that carry the same: the least that came over the wire. One of more segments than the burst
+    /// never passes: in generic mode, with GRO on, bursts of less than 45 packets (64 kB by an MTU of 1,500; BIG TCP: more)
+    /// slow TCP down.
     #[must_use]
     pub const fn packets(rate: Rate) -> Self {
         Self { rates: [Some(rate), None] }
@@ -352,6 +358,8 @@ mod tests {
         assert!(limit.cost.checked_mul(512 * 1024 + 100).is_some(), "what the largest frame costs can be counted");
         assert!(slowest(Duration::from_secs(3601)).unwrap_err().to_string().contains("1 byte in an hour"));
         assert!(Rate::per_hour(1).burst(1000).encode(Meter::Packets, TICK).is_ok());
+        let slowest = Rate::new(1, Duration::from_secs(24 * 3600)).burst(1).encode(Meter::Packets, TICK).unwrap();
+        assert!(slowest.cost.checked_mul(0x7fff).is_some(), "and so can the most segments");
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub(crate) enum Offload {
     TransmitChecksum,
     /// The device joins TCP segments.
     LargeReceive,
+    /// The stack joins what is received (GRO).
+    GenericReceive,
 }
 
 impl Offload {
@@ -127,12 +129,13 @@ impl Offload {
         match self {
             Self::TransmitChecksum => 0x16, // ETHTOOL_GTXCSUM
             Self::LargeReceive => 0x25,     // ETHTOOL_GFLAGS
+            Self::GenericReceive => 0x2b,   // ETHTOOL_GGRO
         }
     }
 
     fn is_on(self, answer: u32) -> bool {
         match self {
-            Self::TransmitChecksum => answer != 0,
+            Self::TransmitChecksum | Self::GenericReceive => answer != 0,
             Self::LargeReceive => answer & (1 << 15) != 0, // ETH_FLAG_LRO
         }
     }
@@ -162,6 +165,24 @@ unsafe fn ethtool<T>(name: &str, value: &mut T) -> io::Result<()> {
     // SAFETY: the request names an interface and points to the struct that the command takes, as the caller promises.
     let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, ptr::from_mut(&mut request)) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+struct EthtoolDriver {
+    command: u32,
+    driver: [u8; 32],
+    rest: [u8; 160],
+}
+
+/// The name of an interface's driver, as `ethtool -i` tells it.
+pub(crate) fn driver_of(name: &str) -> io::Result<String> {
+    // ETHTOOL_GDRVINFO
+    let mut info = EthtoolDriver { command: 0x3, driver: [0; 32], rest: [0; 160] };
+    // SAFETY: the command takes a `struct ethtool_drvinfo`, 196 bytes.
+    unsafe { ethtool(name, &mut info) }?;
+    let length = info.driver.iter().position(|byte| *byte == 0).unwrap_or(info.driver.len());
+    Ok(String::from_utf8_lossy(&info.driver[..length]).into_owned())
 }
 
 fn datagram_socket() -> io::Result<OwnedFd> {

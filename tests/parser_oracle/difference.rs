@@ -32,7 +32,8 @@ differences! {
     ArpBody,
     /// An authentication header ends the parser's walk through IPv4 (a firewall sees protocol 51); `etherparse` goes on.
     AhInIpv4,
-    /// Payload length 0 means none to the parser; `etherparse` takes all that is left (jumbograms, RFC 2675).
+    /// Payload length 0 means none to the parser, but in frames longer than any wire carries; `etherparse` takes all that
+    /// is left (jumbograms, RFC 2675).
     Ipv6PayloadLengthZero,
     /// The parser stops at a ninth extension header; `etherparse` has no bound.
     NinthExtension,
@@ -50,7 +51,8 @@ differences! {
     IcmpTimestampLength,
     /// IGMP is just another protocol to the parser; `etherparse` checks its length.
     IgmpBody,
-    /// UDP length 0 is malformed to the parser; `etherparse` takes all that is left (jumbograms, RFC 2675).
+    /// UDP length 0 is malformed to the parser, but in frames longer than any wire carries; `etherparse` takes all that is
+    /// left (jumbograms, RFC 2675).
     UdpLengthZero,
 }
 

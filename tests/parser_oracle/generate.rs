@@ -51,6 +51,25 @@ pub(crate) fn jumbo(random: &mut Rng) -> Vec<u8> {
     if random.bool() { frame } else { broken(random, frame, &layout, false) }
 }
 
+/// A frame longer than any wire carries, or nearly so, most of them with lengths of 0: merged by the stack ("BIG TCP").
+pub(crate) fn merged(random: &mut Rng) -> Vec<u8> {
+    // Around the longest that a length field tells, headers and tags included.
+    let payload = if random.bool() { random.usize(65_300..65_600) } else { random.usize(64_000..68_000) };
+    let (mut frame, layout) = valid(random, payload, &[]);
+    let (length_at, udp_length_at) = match layout.version {
+        Version::V4 => (layout.network + 2, layout.transport + 4),
+        Version::V6 => (layout.network + 4, layout.transport + 4),
+        Version::NotIp => return frame,
+    };
+    if random.u8(..8) > 0 {
+        put(&mut frame, length_at, &[0, 0]);
+    }
+    if random.u8(..4) == 0 {
+        put(&mut frame, udp_length_at, &[0, 0]);
+    }
+    if random.bool() { frame } else { broken(random, frame, &layout, false) }
+}
+
 fn valid(random: &mut Rng, payload: usize, flows: &[(SocketAddr, SocketAddr)]) -> (Vec<u8>, Layout) {
     let payload = bytes(random, payload);
     let mut tags = Vec::new();

@@ -17,6 +17,8 @@ use super::difference::Difference;
 const VLANS_MAX: usize = 2;
 /// Policy: IPv6 packets with more extension headers are unsupported.
 const EXTENSIONS_MAX: usize = 8;
+/// The longest that a length field of 16 bits tells.
+const LENGTH_MAX: usize = 65_535;
 
 /// What was read of a frame, in the words of the monitor's events.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,7 +164,7 @@ impl Oracle<'_> {
             Refused::Content(Content::UnexpectedVersion { .. }) => Reason::Ipv4Version,
             Refused::Content(Content::HeaderLengthSmallerThanHeader { .. }) => Reason::Ipv4HeaderLength,
         })?;
-        let total = usize::from(header.total_len());
+        let total = told_or_merged(usize::from(header.total_len()), self.rest.len());
         if total < header.slice().len() || total > self.rest.len() {
             return Err(Reason::Ipv4TotalLength);
         }
@@ -186,11 +188,12 @@ impl Oracle<'_> {
             ipv6::HeaderSliceError::Len(_) => Reason::Ipv6Truncated,
             ipv6::HeaderSliceError::Content(_) => Reason::Ipv6Version,
         })?;
-        let total = header.slice().len() + usize::from(header.payload_length());
+        let payload = told_or_merged(usize::from(header.payload_length()), self.rest.len() - header.slice().len());
+        let total = header.slice().len() + payload;
         if total > self.rest.len() {
             return Err(Reason::Ipv6PayloadLength);
         }
-        if header.payload_length() == 0 {
+        if payload == 0 {
             self.policies.push(Difference::Ipv6PayloadLengthZero);
         }
         self.rest = &self.rest[..total];
@@ -316,6 +319,9 @@ impl Oracle<'_> {
         let header = UdpHeaderSlice::from_slice(self.rest).map_err(|_| Reason::UdpTruncated)?;
         let length = usize::from(header.length());
         if length == 0 {
+            if self.rest.len() > LENGTH_MAX {
+                return Ok(Transport::Udp { source: header.source_port(), destination: header.destination_port() });
+            }
             self.policies.push(Difference::UdpLengthZero);
         }
         // Policy: a first fragment's length is that of the datagram yet to be put together.
@@ -337,6 +343,11 @@ impl Oracle<'_> {
             (*protocol, *fragment) = (next.0, place);
         }
     }
+}
+
+/// Policy: a length of 0 means all there is, where that is longer than any wire carries; else nothing.
+fn told_or_merged(told: usize, there: usize) -> usize {
+    if told == 0 && there > LENGTH_MAX { there } else { told }
 }
 
 fn is_extension(number: IpNumber) -> bool {

@@ -21,6 +21,7 @@ const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
 const F_XDP_HAS_FRAGS: u32 = 1 << 5;
 const LINK_TYPE_XDP: u32 = 6;
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 pub(crate) const XDP_PASS: i32 = 2;
 #[cfg(test)]
@@ -152,12 +153,17 @@ pub(crate) fn load_xdp_return(name: &str, action: i32, frags: bool) -> io::Resul
 
 /// Attaches a program to the driver's XDP hook; `ifindex` counts in the calling thread's namespace.
 pub(crate) fn attach_xdp_native(prog: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    let attr = LinkCreate {
-        prog_fd: prog.as_raw_fd() as u32,
-        target_ifindex: ifindex,
-        attach_type: ATTACH_TYPE_XDP,
-        flags: XDP_FLAGS_DRV_MODE,
-    };
+    attach_xdp(prog, ifindex, XDP_FLAGS_DRV_MODE)
+}
+
+/// Attaches a program in generic mode, behind all that the stack merges.
+pub(crate) fn attach_xdp_generic(prog: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    attach_xdp(prog, ifindex, XDP_FLAGS_SKB_MODE)
+}
+
+fn attach_xdp(prog: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let attr =
+        LinkCreate { prog_fd: prog.as_raw_fd() as u32, target_ifindex: ifindex, attach_type: ATTACH_TYPE_XDP, flags };
     // SAFETY: LinkCreate mirrors the attribute and holds no addresses.
     check_fd(unsafe { bpf(LINK_CREATE, &attr) })
 }
