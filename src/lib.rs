@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod address;
 mod attach;
 mod balancer;
 mod dsr_balancer;

@@ -81,7 +81,7 @@ pub(crate) struct ProbesTable {
 impl ProbesTable {
     /// This host's address for probes of a service.
     pub(crate) fn source(&self, service: &ServiceAddr) -> Option<IpAddr> {
-        self.sources.iter().copied().find(|source| source.is_ipv4() == service.address.is_ipv4())
+        self.sources.iter().map(IpAddr::to_canonical).find(|source| source.is_ipv4() == service.address.is_ipv4())
     }
 }
 

@@ -23,6 +23,7 @@ pub use event::{NatEvent, NatEventKind};
 use crate::{
     BackendState, Error, Events, Result, Stage,
     abi::nat_balancer::{self as abi, DESTINATION_ONLY, Settings},
+    address::Unmapped as _,
     balancer::Book,
     flow_table::Shape,
     stage::{StageCore, StageKind, sealed::Sealed},
@@ -120,7 +121,7 @@ impl NatBalancer {
         let rule = NatRule::new(Arc::clone(&connections), LongMapping::new(core.map("backend_index"))?);
         let mut book = Book::new(&core, &config.book(hertz), rule)?;
         for address in &config.addresses {
-            book.hold(*address)?;
+            book.hold(address.unmapped())?;
         }
         Ok(Self { core, book: Arc::new(Mutex::new(book)), connections })
     }
@@ -191,7 +192,7 @@ impl NatBalancer {
         book.was_made_with(core, directory, &config.book(hertz))?;
         let ports = format!("{}..={}", found.first_port, found.last_port);
         core.was_made_with(directory, "ports", ports, format!("{:?}", config.ports))?;
-        let held: BTreeSet<IpAddr> = config.addresses.iter().copied().collect();
+        let held: BTreeSet<IpAddr> = config.addresses.iter().map(|address| address.unmapped()).collect();
         core.was_made_with(directory, "addresses", format!("{:?}", book.held), format!("{held:?}"))?;
         core.was_made_with(directory, "reset_unknown", found.reset_unknown != 0, config.reset_unknown)?;
         core.was_made_with(directory, "ring_bytes", core.entries("events"), config.ring_bytes)
