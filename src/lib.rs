@@ -51,7 +51,7 @@ pub use firewall::{
     RuleEntry, Selector, parse_prefix, read_prefix_list, read_prefix_list_with_progress,
 };
 #[cfg(feature = "health")]
-pub use health::{Health, HealthChange, HealthCheck, HealthChecks, Probe};
+pub use health::{Health, HealthChange, HealthCheck, HealthChecks, HealthStats, Probe, Unsent, UnsentReason};
 pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};

@@ -286,6 +286,7 @@ impl Appliance {
         for (name, function) in &self.functions {
             function.tidy().map_err(|error| named(name, error))?;
         }
+        self.watch.tell_unsent();
         Ok(())
     }
 

@@ -56,6 +56,15 @@ pub(crate) fn missing_capabilities() -> Vec<&'static str> {
     missing
 }
 
+/// How many files this process may have open at present (the soft `RLIMIT_NOFILE`).
+#[cfg(feature = "health")]
+pub(crate) fn open_files_max() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the struct in; this limit always exists.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
 /// CPUs that there may ever be.
 pub(crate) fn cpus() -> usize {
     libbpf_rs::num_possible_cpus().unwrap_or(1)

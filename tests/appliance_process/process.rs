@@ -90,6 +90,17 @@ impl Running {
         object
     }
 
+    /// The next event of this kind, whatever comes before it.
+    pub(crate) fn await_event(&mut self, event: &str) -> Value {
+        loop {
+            let line = self.lines.next().expect("it goes on").unwrap();
+            let object: Value = serde_json::from_str(&line).unwrap();
+            if object["event"] == event {
+                return object;
+            }
+        }
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         // A bare system has no kill program, but every shell knows how.
         let line = format!("kill -{name} {}", self.child.id());
