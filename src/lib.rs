@@ -30,6 +30,11 @@ mod reason;
 #[doc = include_str!("../docs/recipes.md")]
 pub mod recipes {}
 #[doc = include_str!("../docs/operations.md")]
+#[doc = "\n## The systemd units\n\n`edge.service`:\n\n```ini"]
+#[doc = include_str!("../docs/systemd/edge.service")]
+#[doc = "```\n\n`sys-fs-bpf-edge.mount`:\n\n```ini"]
+#[doc = include_str!("../docs/systemd/sys-fs-bpf-edge.mount")]
+#[doc = "```"]
 pub mod operations {}
 mod stage;
 mod stats;

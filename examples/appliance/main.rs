@@ -15,6 +15,7 @@ mod firewall;
 mod health;
 mod metrics;
 mod nat_balancer;
+mod notify;
 mod rate_limiter;
 mod state;
 
@@ -114,6 +115,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         });
     }
     ready(output, &lock(&appliance));
+    notify::ready().map_err(|error| format!("NOTIFY_SOCKET: cannot tell that this is ready: {error}"))?;
 
     let start = Instant::now();
     let mut tidied = start;
