@@ -397,8 +397,8 @@ pub enum Error {
         /// The stage.
         stage: String,
     },
-    /// A thread could not be started.
-    #[error("cannot start a thread for {purpose}: {cause}")]
+    /// Threads could not be started.
+    #[error("cannot start threads for {purpose}: {cause}")]
     Thread {
         /// What it is for.
         purpose: &'static str,

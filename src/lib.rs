@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod address;
 mod attach;
 mod balancer;
 mod base;
@@ -31,6 +32,11 @@ mod refusal;
 #[doc = include_str!("../docs/recipes.md")]
 pub mod recipes {}
 #[doc = include_str!("../docs/operations.md")]
+#[doc = "\n## The systemd units\n\n`edge.service`:\n\n```ini"]
+#[doc = include_str!("../docs/systemd/edge.service")]
+#[doc = "```\n\n`sys-fs-bpf-edge.mount`:\n\n```ini"]
+#[doc = include_str!("../docs/systemd/sys-fs-bpf-edge.mount")]
+#[doc = "```"]
 pub mod operations {}
 mod stage;
 mod stats;
@@ -53,7 +59,7 @@ pub use firewall::{
     RuleEntry, Selector, parse_prefix, read_prefix_list, read_prefix_list_with_progress,
 };
 #[cfg(feature = "health")]
-pub use health::{Health, HealthChange, HealthCheck, HealthChecks, Probe};
+pub use health::{Health, HealthChange, HealthCheck, HealthChecks, HealthStats, Probe, Unsent, UnsentReason};
 pub use interface::Interface;
 pub use ipnet;
 pub use monitor::{MonitorConfig, PacketMonitor, Protocol, ProtocolCounts};

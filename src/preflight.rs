@@ -6,6 +6,7 @@ use std::{fmt, fs, net::IpAddr};
 
 use crate::{
     Interface, Result,
+    address::Unmapped as _,
     sys::{
         self,
         device::Device,
@@ -183,7 +184,8 @@ pub fn redirect_target(interface: &Interface) -> Result<Vec<Finding>> {
 /// [`Error::Interface`](crate::Error::Interface) when the kernel does not tell.
 pub fn dsr_backend(interface: &Interface, vips: &[IpAddr]) -> Result<Vec<Finding>> {
     let mut findings = Findings::of(interface)?;
-    for vip in vips {
+    let vips: Vec<IpAddr> = vips.iter().map(|vip| vip.unmapped()).collect();
+    for vip in &vips {
         let local = sys::route::route_to(*vip).is_ok_and(|route| route.is_some_and(|route| route.local));
         if !local {
             let length = if vip.is_ipv4() { 32 } else { 128 };

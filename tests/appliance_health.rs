@@ -220,6 +220,27 @@ fn a_nat_balancers_backend_that_does_not_answer_is_out_and_returns() {
     assert!(stats["functions"]["translated"]["packets"].as_u64().unwrap() > 0);
 }
 
+/// An address to probe from that is not this host's takes no backend out, and is told.
+#[test]
+fn probes_that_this_host_cannot_send_are_told_and_take_no_backend_down() {
+    let net = Net::new();
+    let place = Place::new("unsent");
+    let own = net.lab.balancer_addr.v4.to_string();
+    place.write(&net.file().replace(&format!("sources = ['{own}'"), "sources = ['192.168.178.77'"));
+    let mut appliance = Running::start(&net.lab.balancer, &place.file(), &["--metrics", "127.0.0.1:9108"]);
+    let event = appliance.await_event("health_unsent");
+    assert!(event["probes"].as_u64().unwrap() > 0, "{event}");
+    let problem = event["problem"].as_str().unwrap();
+    assert!(problem.contains("the address to connect from has to be one of this host's"), "{problem}");
+    let page = SocketAddr::new(net.lab.vip.v4.into(), 80);
+    assert!(net.fetch(page, times(60, 60, 12)).iter().all(|got| *got > 0), "all backends serve");
+    let text = scrape(&net.lab.balancer, "127.0.0.1:9108");
+    let line = text.lines().find(|line| line.starts_with("xdpkit_health_probes_total{result=\"unsent\"}"));
+    assert!(line.is_some_and(|line| !line.ends_with(" 0")), "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("xdpkit_backend_up") && line.ends_with(" 0")), "{text}");
+    appliance.kill();
+}
+
 /// What a check finds out while a reload is at work changes no weight that the reload has just taken away.
 #[test]
 fn a_backend_that_was_taken_out_does_not_come_back_by_its_check() {

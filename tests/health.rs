@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use xdpkit::{Health, HealthChange, HealthCheck, HealthChecks};
+use xdpkit::{Health, HealthChange, HealthCheck, HealthChecks, UnsentReason};
 use xdpkit_lab::{
     topology::Pair,
     traffic::{HttpServer, TcpEcho},
@@ -187,4 +187,118 @@ fn probes_come_from_the_address_and_port_that_was_asked_for_again_and_again() {
     }
     assert!(server.peers().iter().all(|peer| *peer == source), "{:?}", server.peers());
     assert!(changes.try_recv().is_err(), "no probe failed");
+}
+
+#[test]
+fn a_source_that_is_not_this_hosts_takes_no_backend_down() {
+    let lab = Pair::new().unwrap();
+    let [target, _] = ends(&lab);
+    let _server = TcpEcho::start(&lab.server, target).unwrap();
+    let (checks, changes) = checks();
+    let check = quick(HealthCheck::tcp(target)).source("10.0.0.77:0".parse().unwrap()).thresholds(1, 1);
+    lab.client.run(|| checks.insert("late", check)).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while checks.stats().unsent < 3 {
+        assert!(Instant::now() < end, "{:?}", checks.stats());
+        thread::sleep(Duration::from_millis(5));
+    }
+    let unsent = checks.stats().last_unsent.unwrap();
+    assert_eq!((unsent.target, unsent.reason), (target, UnsentReason::Source));
+    assert_eq!((checks.get(&"late"), checks.stats().failed), (Some(Health::Unknown), 0));
+    lab.client.add_address("eth0", "10.0.0.77/24".parse().unwrap()).unwrap();
+    assert_eq!(next(&changes).health, Health::Up);
+    lab.client.remove_address("eth0", "10.0.0.77/24".parse().unwrap()).unwrap();
+    let before = checks.stats().unsent;
+    while checks.stats().unsent < before + 3 {
+        assert!(Instant::now() < end, "{:?}", checks.stats());
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(checks.get(&"late"), Some(Health::Up));
+}
+
+#[test]
+fn each_check_is_in_the_namespace_of_the_thread_that_inserted_it() {
+    let lab = Pair::new().unwrap();
+    let target: SocketAddr = "127.0.0.1:8080".parse().unwrap();
+    let _server = TcpEcho::start(&lab.server, target).unwrap();
+    let (checks, changes) = checks();
+    let check = quick(HealthCheck::tcp(target)).thresholds(1, 1);
+    lab.server.run(|| checks.insert("there", check.clone())).unwrap();
+    let change = next(&changes);
+    assert_eq!((change.key, change.health), ("there", Health::Up));
+    lab.client.run(|| checks.insert("here", check.clone())).unwrap();
+    let change = next(&changes);
+    assert_eq!((change.key, change.health), ("here", Health::Down));
+    // Taken to the other one.
+    lab.server.run(|| checks.insert("here", check.clone())).unwrap();
+    let change = next(&changes);
+    assert_eq!((change.key, change.health), ("here", Health::Up));
+    checks.remove(&"here");
+    checks.remove(&"there");
+    assert!(checks.stats().succeeded >= 2 && checks.stats().failed >= 1, "{:?}", checks.stats());
+    assert_eq!((checks.stats().in_flight, checks.stats().waiting), (0, 0));
+}
+
+#[test]
+fn a_slow_callback_delays_no_probe_and_hears_of_what_is_new() {
+    let lab = Pair::new().unwrap();
+    let [target, _] = ends(&lab);
+    let server = TcpEcho::start(&lab.server, target).unwrap();
+    let (told, hears) = mpsc::channel();
+    let (go_on, gate) = mpsc::channel::<()>();
+    let (told, gate) = (std::sync::Mutex::new(told), std::sync::Mutex::new(gate));
+    let checks = HealthChecks::new(move |change: HealthChange<&'static str>| {
+        let _ = told.lock().unwrap().send((change.key, change.health));
+        let _ = gate.lock().unwrap().recv();
+    });
+    let wait = |key, wanted| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while checks.get(&key) != Some(wanted) {
+            assert!(Instant::now() < end, "{key} is not {wanted}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let check = quick(HealthCheck::tcp(target)).thresholds(1, 1);
+    lab.client.run(|| checks.insert("first", check.clone())).unwrap();
+    let patience = Duration::from_secs(60);
+    assert_eq!(hears.recv_timeout(patience).unwrap(), ("first", Health::Up));
+    // The callback is held here. Others are probed, and the first one goes on, too.
+    lab.client.run(|| checks.insert("second", check.clone())).unwrap();
+    wait("second", Health::Up);
+    drop(server);
+    wait("first", Health::Down);
+    wait("second", Health::Down);
+    let _server = TcpEcho::start(&lab.server, target).unwrap();
+    wait("first", Health::Up);
+    wait("second", Health::Up);
+    go_on.send(()).unwrap();
+    // The first one is what was told last; the second one is told as it is.
+    assert_eq!(hears.recv_timeout(patience).unwrap(), ("second", Health::Up));
+    go_on.send(()).unwrap();
+    drop(go_on);
+    drop(_server);
+    let mut downs = [hears.recv_timeout(patience).unwrap(), hears.recv_timeout(patience).unwrap()];
+    downs.sort_by_key(|(key, _)| *key);
+    assert_eq!(downs, [("first", Health::Down), ("second", Health::Down)]);
+}
+
+#[test]
+fn a_callback_that_panics_ends_no_check() {
+    let lab = Pair::new().unwrap();
+    let [target, _] = ends(&lab);
+    let server = TcpEcho::start(&lab.server, target).unwrap();
+    let (sender, changes) = mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let checks = HealthChecks::new(move |change: HealthChange<u32>| {
+        assert_ne!(change.health, Health::Up, "this panic is part of a test");
+        let _ = sender.lock().unwrap().send(change.health);
+    });
+    lab.client.run(|| checks.insert(1, quick(HealthCheck::tcp(target)))).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while checks.get(&1) != Some(Health::Up) {
+        assert!(Instant::now() < end);
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(server);
+    assert_eq!(changes.recv_timeout(Duration::from_secs(60)).unwrap(), Health::Down);
 }

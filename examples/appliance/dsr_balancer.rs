@@ -73,7 +73,15 @@ impl DsrTable {
                 }
             }
             let service = service.by_source(table.by_source);
-            let plan = ServicePlan { service, backends: table.backends, health: table.health };
+            let mut backends = BTreeMap::new();
+            for (backend, weight) in table.backends {
+                // As the balancer lists it.
+                if backends.insert(backend.to_canonical(), weight).is_some() {
+                    let problem = format!("`{}`: backend `{backend}`: expected once in a service", table.address);
+                    return Err(ConfigError::new(file, &key, problem));
+                }
+            }
+            let plan = ServicePlan { service, backends, health: table.health };
             if services.insert(table.address, plan).is_some() {
                 let problem = format!("`{}`: expected once in a balancer", table.address);
                 return Err(ConfigError::new(file, &key, problem));

@@ -5,14 +5,18 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use serde::Deserialize;
 use serde_json::json;
 use xdpkit::{
-    BackendState, DsrBalancer, Health, HealthChange, HealthCheck, HealthChecks, Interface, NatBalancer, ServiceAddr,
+    BackendState, DsrBalancer, Health, HealthChange, HealthCheck, HealthChecks, HealthStats, Interface, NatBalancer,
+    ServiceAddr,
 };
 
 use crate::{common::Output, config::ConfigError};
@@ -83,7 +87,7 @@ pub(crate) struct ProbesTable {
 impl ProbesTable {
     /// This host's address for probes of a service.
     pub(crate) fn source(&self, service: &ServiceAddr) -> Option<IpAddr> {
-        self.sources.iter().copied().find(|source| source.is_ipv4() == service.address.is_ipv4())
+        self.sources.iter().map(IpAddr::to_canonical).find(|source| source.is_ipv4() == service.address.is_ipv4())
     }
 }
 
@@ -170,6 +174,8 @@ pub(crate) struct Watch {
     backends: Arc<Mutex<Backends>>,
     checks: HealthChecks<Watched>,
     output: Output,
+    /// Probes that could not be sent, as far as this was told.
+    told_unsent: AtomicU64,
 }
 
 /// While this lives, no result of a check changes a weight.
@@ -198,7 +204,7 @@ impl Watch {
         let on_change = move |change: HealthChange<Watched>| {
             follow(&following, &change.key, change.health, change.problem, output);
         };
-        Self { backends, checks: HealthChecks::new(on_change), output }
+        Self { backends, checks: HealthChecks::new(on_change), output, told_unsent: AtomicU64::new(0) }
     }
 
     /// From now until [`Watch::set`], health is noted and changes no weight.
@@ -269,17 +275,33 @@ impl Watch {
         }
     }
 
+    /// What became of all probes.
+    pub(crate) fn stats(&self) -> HealthStats {
+        self.checks.stats()
+    }
+
+    /// Says that this host could not send probes, when there are new ones: their backends stay what they were.
+    pub(crate) fn tell_unsent(&self) {
+        let stats = self.stats();
+        let before = self.told_unsent.swap(stats.unsent, Ordering::Relaxed);
+        if let Some(last) = stats.last_unsent.filter(|_| stats.unsent > before) {
+            let probes = stats.unsent - before;
+            let line = json!({"event": "health_unsent", "probes": probes, "problem": last.to_string()});
+            self.output.line(&line, || format!("{probes} health probes could not be sent: {last}"));
+        }
+    }
+
     /// Begins the checks that are wanted, and ends the others.
     pub(crate) fn set(&self, wanted: Vec<Wanted>) -> Result<(), Box<dyn std::error::Error>> {
         let mut known = BTreeMap::new();
-        let mut checks = Vec::new();
+        let mut checks = BTreeMap::new();
         let mut present = lock(&self.backends);
         for entry in wanted {
             let check = entry.health.check(entry.target, entry.source)?;
             let before = present.known.get(&entry.watched);
             let health = before.map_or(Health::Unknown, |known| known.health);
             let owed = before.is_some_and(|known| known.owed);
-            checks.push((entry.watched.clone(), check));
+            checks.insert(entry.watched.clone(), check);
             known.insert(entry.watched, Known { weight: entry.weight, health, balancer: entry.balancer, owed });
         }
         (present.known, present.changing) = (known, false);
@@ -289,7 +311,7 @@ impl Watch {
         // Checks that end are waited for, and they may wait for this lock.
         drop(present);
         let running: BTreeMap<_, _> = self.checks.iter().map(|(watched, check, _)| (watched, check)).collect();
-        for gone in running.keys().filter(|watched| !checks.iter().any(|(other, _)| other == *watched)) {
+        for gone in running.keys().filter(|watched| !checks.contains_key(watched)) {
             self.checks.remove(gone);
         }
         for (watched, check) in checks {

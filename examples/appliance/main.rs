@@ -16,6 +16,7 @@ mod health;
 mod interfaces;
 mod metrics;
 mod nat_balancer;
+mod notify;
 mod rate_limiter;
 mod state;
 
@@ -116,6 +117,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         });
     }
     ready(output, &lock(&appliance));
+    notify::ready().map_err(|error| format!("NOTIFY_SOCKET: cannot tell that this is ready: {error}"))?;
 
     let start = Instant::now();
     let (mut tidied, mut looked) = (start, start);

@@ -69,6 +69,10 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     let mut backend_weight = Family::gauge("xdpkit_backend_weight", "Weight of a backend, 0 while it is leaving");
     let mut backend_up =
         Family::gauge("xdpkit_backend_up", "1 while a backend answers its health checks, 0 while it does not");
+    let mut probes = Family::counter(
+        "xdpkit_health_probes",
+        "Health probes by result; unsent: this host could not, and the backend stays what it was",
+    );
     let mut transition = Family::gauge("xdpkit_slots_in_transition", "Slots that remember an earlier backend");
     let mut attached =
         Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface, 0 while it is not");
@@ -154,6 +158,10 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         let service = watched.service.to_string();
         backend_up.add(vec![("function", watched.function), ("service", service), ("backend", backend)], up.into());
     }
+    let stats = appliance.watch.stats();
+    for (result, count) in [("succeeded", stats.succeeded), ("failed", stats.failed), ("unsent", stats.unsent)] {
+        probes.add(vec![("result", result.to_owned())], count);
+    }
     for (interface, chain) in &appliance.chains {
         let labels = vec![("interface", interface.clone()), ("mode", mode(chain))];
         attached.add(labels, chain.is_attached()?.into());
@@ -176,6 +184,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         backend_flows,
         backend_weight,
         backend_up,
+        probes,
         attached,
     ])
 }

@@ -334,6 +334,7 @@ impl Appliance {
         for (name, function) in &self.functions {
             function.tidy().or_else(unless_taken).map_err(|error| named(name, error))?;
         }
+        self.watch.tell_unsent();
         Ok(())
     }
 

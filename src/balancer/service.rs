@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, address::Unmapped};
 
 /// The transport protocols that are balanced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,7 +36,8 @@ impl fmt::Display for ServiceProtocol {
 /// Where clients find a service: protocol, virtual address, and one port or any. A service for one port goes before
 /// one for any.
 ///
-/// Written `tcp/192.0.2.1:80`, `udp/[2001:db8::1]:53`, `tcp/192.0.2.1:*`.
+/// Written `tcp/192.0.2.1:80`, `udp/[2001:db8::1]:53`, `tcp/192.0.2.1:*`. An address mapped into IPv6 (`::ffff:192.0.2.1`) is
+/// the IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceAddr {
     /// The protocol.
@@ -51,13 +52,13 @@ impl ServiceAddr {
     /// A TCP service.
     #[must_use]
     pub fn tcp(address: impl Into<IpAddr>, port: u16) -> Self {
-        Self { protocol: ServiceProtocol::Tcp, address: address.into(), port: Some(port) }
+        Self { protocol: ServiceProtocol::Tcp, address: address.into().unmapped(), port: Some(port) }
     }
 
     /// A UDP service.
     #[must_use]
     pub fn udp(address: impl Into<IpAddr>, port: u16) -> Self {
-        Self { protocol: ServiceProtocol::Udp, address: address.into(), port: Some(port) }
+        Self { protocol: ServiceProtocol::Udp, address: address.into().unmapped(), port: Some(port) }
     }
 
     /// The same for any port.
@@ -81,11 +82,10 @@ impl ServiceAddr {
 
 /// Refuses addresses that are not one host's.
 pub(crate) fn check_host(what: &'static str, address: IpAddr) -> Result<()> {
-    let mapped = matches!(address, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
     let broadcast = matches!(address, IpAddr::V4(ip) if ip.is_broadcast());
     let local = matches!(address, IpAddr::V6(ip) if is_link_local(ip));
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || mapped || broadcast || local {
-        let expected = "a unicast address: not unspecified, loopback, link-local IPv6, multicast, or IPv4 in IPv6";
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || broadcast || local {
+        let expected = "a unicast address: not unspecified, loopback, link-local IPv6 or multicast";
         return Err(Error::Invalid { what, value: address.to_string(), expected });
     }
     Ok(())
@@ -93,6 +93,13 @@ pub(crate) fn check_host(what: &'static str, address: IpAddr) -> Result<()> {
 
 fn is_link_local(address: Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
+}
+
+/// Its fields are public, so anything may stand there.
+impl Unmapped for ServiceAddr {
+    fn unmapped(self) -> Self {
+        Self { address: self.address.unmapped(), ..self }
+    }
 }
 
 impl fmt::Display for ServiceAddr {
@@ -130,7 +137,7 @@ impl FromStr for ServiceAddr {
                 "*" => None,
                 digits => Some(digits.parse().ok().filter(|port| *port != 0)?),
             };
-            Some(Self { protocol, address, port })
+            Some(Self { protocol, address: address.unmapped(), port })
         };
         parse().ok_or_else(|| Error::Invalid {
             what: "service",
@@ -151,6 +158,9 @@ mod tests {
             assert_eq!(service.to_string(), text);
             service.check().unwrap();
         }
+        let mapped: ServiceAddr = "tcp/[::ffff:192.0.2.1]:80".parse().unwrap();
+        assert_eq!(mapped.to_string(), "tcp/192.0.2.1:80");
+        assert_eq!(mapped, ServiceAddr::tcp("::ffff:192.0.2.1".parse::<IpAddr>().unwrap(), 80));
         for text in
             ["192.0.2.1:80", "sctp/192.0.2.1:80", "tcp/192.0.2.1:0", "tcp/192.0.2.1", "tcp/2001:db8::1:80", "tcp/:80"]
         {
@@ -162,7 +172,7 @@ mod tests {
             "tcp/127.0.0.1:80",
             "tcp/224.0.0.1:80",
             "tcp/255.255.255.255:80",
-            "tcp/[::ffff:10.0.0.1]:80",
+            "tcp/[::ffff:127.0.0.1]:80",
             "tcp/[fe80::1]:1",
         ] {
             assert!(text.parse::<ServiceAddr>().unwrap().check().is_err(), "{text}");

@@ -3,6 +3,7 @@
 use super::{DsrBalancer, DsrFlow, Placement, PlacementReason, transition, transition::Recorded};
 use crate::{
     abi::service::{SLOT_BACKEND, SLOT_PREVIOUS_SHIFT},
+    address::Unmapped as _,
     balancer::{BackendState, ServiceAddr, ServiceProtocol},
 };
 
@@ -12,10 +13,11 @@ impl DsrBalancer {
     #[must_use]
     pub fn place(&self, flow: DsrFlow) -> Option<Placement> {
         let book = self.book();
-        let port = Some(flow.destination.port()).filter(|port| *port != 0)?;
-        let asked = ServiceAddr { protocol: flow.protocol, address: flow.destination.ip(), port: Some(port) };
+        let (client, destination) = (flow.client.unmapped(), flow.destination.unmapped());
+        let port = Some(destination.port()).filter(|port| *port != 0)?;
+        let asked = ServiceAddr { protocol: flow.protocol, address: destination.ip(), port: Some(port) };
         let (service, entry) = book.find(&asked)?;
-        let slot = book.slot(service, entry, flow.client, port)?;
+        let slot = book.slot(service, entry, client, port)?;
         let word = book.word(slot);
         let (present, previous) = ((word & SLOT_BACKEND) as u16, (word >> SLOT_PREVIOUS_SHIFT) as u16);
         let answer = |id: u16, reason| {
@@ -29,7 +31,7 @@ impl DsrBalancer {
         let is_alive =
             |id: u16| entry.members.iter().any(|member| member.id == id && member.state != BackendState::Killed);
         let opens = flow.opens && flow.protocol == ServiceProtocol::Tcp;
-        match book.rule.find(slot, entry.number, flow.client, port, service.port.is_none()) {
+        match book.rule.find(slot, entry.number, client, port, service.port.is_none()) {
             Recorded::Backend { id, closing } if is_alive(id) && !(opens && closing) => {
                 answer(id, PlacementReason::Recorded)
             }

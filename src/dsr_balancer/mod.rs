@@ -28,6 +28,7 @@ use crate::{
         dsr_balancer::{Event, IN_TRANSITION, IPIP, RECORDED, Settings, UNRECORDED},
         service::{SERVICE_BY_SOURCE, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT, Service},
     },
+    address::Unmapped as _,
     balancer::{
         Book, Echo, ServiceAddr, Target,
         book::{Entry, backend_stats, service_stats},
@@ -230,6 +231,7 @@ impl DsrBalancer {
         service: DsrService,
         backends: impl IntoIterator<Item = (IpAddr, u32)>,
     ) -> Result<()> {
+        let address = address.unmapped();
         let list = self.checked(&address, service.forwarding, backends)?;
         let mut flags = 0;
         if service.forwarding == Forwarding::IpIp {
@@ -247,6 +249,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn remove_service(&self, service: ServiceAddr) -> Result<()> {
+        let service = service.unmapped();
         self.edit()?.remove_service(&self.core, &service)
     }
 
@@ -258,6 +261,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; else as [`DsrBalancer::insert_service`].
     pub fn set_backend(&self, service: ServiceAddr, backend: IpAddr, weight: u32) -> Result<Option<u32>> {
+        let service = service.unmapped();
         let forwarding = forwarding_of(self.book().entry(&service)?);
         let list = self.checked(&service, forwarding, [(backend, weight)])?;
         let (target, weight) = list[0];
@@ -270,6 +274,7 @@ impl DsrBalancer {
     /// # Errors
     /// As [`DsrBalancer::set_backend`]. Nothing was changed then.
     pub fn set_backends(&self, service: ServiceAddr, backends: impl IntoIterator<Item = (IpAddr, u32)>) -> Result<()> {
+        let service = service.unmapped();
         let forwarding = forwarding_of(self.book().entry(&service)?);
         let list = self.checked(&service, forwarding, backends)?;
         self.edit()?.set_backends(&self.core, &service, &list)
@@ -280,6 +285,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`], [`Error::UnknownBackend`].
     pub fn drain(&self, service: ServiceAddr, backend: IpAddr) -> Result<()> {
+        let service = service.unmapped();
         self.edit()?.drain(&self.core, &service, target(backend))
     }
 
@@ -288,6 +294,7 @@ impl DsrBalancer {
     /// # Errors
     /// As [`DsrBalancer::drain`].
     pub fn remove_backend(&self, service: ServiceAddr, backend: IpAddr) -> Result<()> {
+        let service = service.unmapped();
         self.edit()?.remove_backend(&self.core, &service, target(backend))
     }
 
@@ -297,6 +304,7 @@ impl DsrBalancer {
     /// # Errors
     /// As [`DsrBalancer::drain`].
     pub fn kill(&self, service: ServiceAddr, backend: IpAddr) -> Result<()> {
+        let service = service.unmapped();
         self.edit()?.kill(&self.core, &service, target(backend))
     }
 
@@ -314,6 +322,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn service(&self, service: ServiceAddr) -> Result<DsrServiceEntry> {
+        let service = service.unmapped();
         let book = self.settled()?;
         self.service_entry(&book, service, book.entry(&service)?)
     }
@@ -341,6 +350,7 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn backends(&self, service: ServiceAddr) -> Result<Vec<DsrBackendEntry>> {
+        let service = service.unmapped();
         let book = self.settled()?;
         let entry = book.entry(&service)?;
         let (mut present, mut previous) = (vec![0; 1 << 16], vec![0; 1 << 16]);
@@ -439,6 +449,7 @@ impl DsrBalancer {
     ) -> Result<Vec<(Target, u32)>> {
         let mut list = Vec::new();
         for (backend, weight) in backends {
+            let backend = backend.unmapped();
             self.check_backend(service, forwarding, backend)?;
             list.push((target(backend), weight));
         }
@@ -480,7 +491,7 @@ impl DsrBalancer {
 }
 
 fn target(backend: IpAddr) -> Target {
-    Target { address: backend, port: 0 }
+    Target { address: backend.unmapped(), port: 0 }
 }
 
 fn forwarding_of(entry: &Entry) -> Forwarding {

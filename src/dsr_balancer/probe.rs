@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{DsrBalancer, target};
-use crate::{Error, Interface, Result, balancer::ServiceAddr};
+use crate::{Error, Interface, Result, address::Unmapped as _, balancer::ServiceAddr};
 #[cfg(feature = "health")]
 use crate::{Health, balancer::BackendState};
 
@@ -100,6 +100,7 @@ impl DsrBalancer {
     /// [`Error::UnknownService`], [`Error::UnknownBackend`]; [`Error::Invalid`] for a host of the other family than the
     /// service's.
     pub fn probe_source(&self, service: ServiceAddr, backend: IpAddr, host: IpAddr) -> Result<SocketAddr> {
+        let (service, host) = (service.unmapped(), host.unmapped());
         if host.is_ipv4() != service.address.is_ipv4() {
             let expected = "an address of the service's family";
             return Err(Error::Invalid { what: "source of probes", value: host.to_string(), expected });
@@ -126,6 +127,7 @@ impl DsrBalancer {
     /// [`Error::UnknownService`]; [`Error::UnknownBackend`] also for one that is leaving: nothing brings it back.
     #[cfg(feature = "health")]
     pub fn set_health(&self, service: ServiceAddr, backend: IpAddr, health: Health) -> Result<()> {
+        let service = service.unmapped();
         let mut book = self.edit()?;
         let Some(member) = book.entry(&service)?.staying(target(backend)).copied() else {
             return Err(Error::UnknownBackend { service: service.to_string(), backend: backend.to_string() });

@@ -4,7 +4,7 @@ use std::{fs, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 
-use crate::{Error, Result};
+use crate::{Error, Result, address::Unmapped as _};
 
 /// How far something long has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,9 @@ pub struct Progress {
 pub(super) const PROGRESS_STEP: usize = 4096;
 
 /// Reads a list of prefixes: one address or CIDR a line, IPv4 and IPv6 mixed; `#` and `;` start a comment, blank
-/// lines are passed over. Host bits are cleared. The order is kept, and so are duplicates.
+/// lines are passed over. Host bits are cleared, and prefixes of IPv4 addresses mapped into IPv6 are the IPv4 prefixes: beware
+/// of `::ffff:0:0/96` in lists of IPv6 addresses that nobody may use, it is `0.0.0.0/0`. The order is kept, and so are
+/// duplicates.
 ///
 /// # Errors
 /// [`Error::ListFile`] naming the file, and the line and its text where one is wrong.
@@ -64,14 +66,15 @@ pub fn read_prefix_list_with_progress(
     Ok(prefixes)
 }
 
-/// An address or CIDR with its host bits cleared; `None` when it is neither.
+/// An address or CIDR with its host bits cleared; `None` when it is neither. What is mapped into IPv6 (`::ffff:192.0.2.7`,
+/// `::ffff:192.0.2.0/120`) is IPv4.
 #[must_use]
 pub fn parse_prefix(text: &str) -> Option<IpNet> {
     let prefix = match text.parse::<IpNet>() {
         Ok(prefix) => prefix,
         Err(_) => text.parse::<IpAddr>().ok()?.into(),
     };
-    Some(prefix.trunc())
+    Some(prefix.unmapped())
 }
 
 #[cfg(test)]
@@ -81,9 +84,10 @@ mod tests {
     #[test]
     fn lists_take_comments_addresses_and_both_families() {
         let path = std::env::temp_dir().join(format!("xdpkit-list-{}", std::process::id()));
-        fs::write(&path, "# bad\n10.9.9.9/8 # all of it\n\n 192.0.2.7\n2001:db8::1/32;x\n::1\n").unwrap();
+        fs::write(&path, "# bad\n10.9.9.9/8 # all of it\n\n 192.0.2.7\n2001:db8::1/32;x\n::1\n::ffff:c000:207\n")
+            .unwrap();
         let read: Vec<String> = read_prefix_list(&path).unwrap().iter().map(ToString::to_string).collect();
-        assert_eq!(read, ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32", "::1/128"]);
+        assert_eq!(read, ["10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32", "::1/128", "192.0.2.7/32"]);
         let long = "10.0.0.0/8\r\n".repeat(10_000);
         fs::write(&path, &long).unwrap();
         let mut told = Vec::new();

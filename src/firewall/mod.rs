@@ -34,6 +34,7 @@ use crate::{
         event::Event,
         firewall::{ENGINE_COMPILED, Settings},
     },
+    address::Unmapped as _,
     base::{self, Edit, Function, StageCore, StageKind, State},
     stage::sealed::Sealed,
     sys::{self, object::Plan},
@@ -81,8 +82,9 @@ static KIND: StageKind = StageKind {
 /// ```
 ///
 /// The rules hold for every IP packet, also for fragments and protocols without ports, behind up to two VLAN
-/// tags. Malformed packets are dropped, each under its own [`Reason`](crate::Reason). IPv4 addresses mapped
-/// into IPv6 (`::ffff:0:0/96`) are IPv6 addresses.
+/// tags. Malformed packets are dropped, each under its own [`Reason`](crate::Reason). A rule about
+/// an IPv4 address mapped into IPv6 (`::ffff:192.0.2.7`), or about a prefix of such (`::ffff:192.0.2.0/120`, `/96` at the
+/// shortest), is one about IPv4; an IPv6 packet that carries such an address has the IPv6 address.
 ///
 /// ```no_run
 /// use xdpkit::{AttachOptions, Firewall, FirewallConfig, Rule, Stage as _};
@@ -289,7 +291,7 @@ impl Firewall {
     }
 
     fn first(&self, source: IpAddr, is_about: impl Fn(&Selector) -> bool) -> Result<Option<RuleEntry>> {
-        let asked = self.book().asked(IpNet::from(source));
+        let asked = self.book().asked(IpNet::from(source).unmapped());
         let decides =
             |entry: &RuleEntry| !entry.rule.count_only && !entry.rule.is_expired() && is_about(&entry.selector);
         Ok(asked.into_iter().find(decides))

@@ -5,14 +5,14 @@ use std::{cmp::Reverse, fmt, net::IpAddr, ops::RangeInclusive, str::FromStr};
 use ipnet::IpNet;
 
 use super::list::parse_prefix;
-use crate::{Error, Result};
+use crate::{Error, Result, address::Unmapped as _};
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// The packets that a rule is about: those from a source prefix, perhaps only to a destination prefix, of an IP protocol,
-/// to a range of ports. Host bits are cleared, and a destination that holds every address is none, so that two
-/// selectors of the same packets are equal.
+/// to a range of ports. Host bits are cleared, IPv4 addresses mapped into IPv6 (`::ffff:192.0.2.7`) are the IPv4 addresses,
+/// and a destination that holds every address is none, so that two selectors of the same packets are equal.
 ///
 /// ```
 /// # fn main() -> xdpkit::Result<()> {
@@ -37,7 +37,7 @@ impl Selector {
     /// All packets from a prefix.
     #[must_use]
     pub fn new(source: IpNet) -> Self {
-        Self { source: source.trunc(), destination: None, protocol: None, ports: None }
+        Self { source: source.unmapped(), destination: None, protocol: None, ports: None }
     }
 
     /// Of these, the ones to another prefix.
@@ -45,10 +45,11 @@ impl Selector {
     /// # Errors
     /// [`Error::Invalid`] when it is of the other family.
     pub fn to(mut self, destination: IpNet) -> Result<Self> {
+        let destination = destination.unmapped();
         if destination.addr().is_ipv4() != self.source.addr().is_ipv4() {
             return Err(invalid("destination", destination, "a prefix of the source's family"));
         }
-        self.destination = Some(destination.trunc()).filter(|net| net.prefix_len() > 0);
+        self.destination = Some(destination).filter(|net| net.prefix_len() > 0);
         Ok(self)
     }
 
@@ -107,8 +108,8 @@ impl Selector {
     /// Whether this is about a packet; `port` is that of the destination, where there is one.
     #[must_use]
     pub fn matches(&self, source: IpAddr, destination: IpAddr, protocol: u8, port: Option<u16>) -> bool {
-        self.source.contains(&source)
-            && self.destination.is_none_or(|net| net.contains(&destination))
+        self.source.contains(&source.unmapped())
+            && self.destination.is_none_or(|net| net.contains(&destination.unmapped()))
             && self.protocol.is_none_or(|wanted| wanted == protocol)
             && self.ports.is_none_or(|(first, last)| port.is_some_and(|port| (first..=last).contains(&port)))
     }
@@ -221,6 +222,10 @@ mod tests {
             ("10.0.0.0/8 to 0.0.0.0/0", "10.0.0.0/8"),
             ("2001:db8::/32 to ::1 udp/53", "2001:db8::/32 to ::1/128 udp/53"),
             ("10.0.0.0/8 47", "10.0.0.0/8 47"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:10.1.2.3/104 to ::ffff:192.0.2.0/120 tcp/80", "10.0.0.0/8 to 192.0.2.0/24 tcp/80"),
+            ("10.0.0.0/8 to ::ffff:0:0/96", "10.0.0.0/8"),
+            ("::ffff:0:0/95", "::fffe:0:0/95"),
             ("10.0.0.0/8 to 10.1.2.3/16 tcp/80-443", "10.0.0.0/8 to 10.1.0.0/16 tcp/80-443"),
         ] {
             let selector: Selector = text.parse().unwrap();

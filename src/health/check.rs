@@ -48,7 +48,7 @@ pub enum Probe {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HealthCheck {
-    /// Whom to connect to.
+    /// Whom to connect to. An address mapped into IPv6 is the IPv4 address, here and in `source`.
     pub target: SocketAddr,
     /// What to ask for.
     pub probe: Probe,

@@ -1,24 +1,18 @@
-//! Health checks of backends by TCP and HTTP: feature `health`. Threads only, no runtime.
+//! Health checks of backends by TCP and HTTP: feature `health`. One poll loop for all of them, no runtime.
 
 mod check;
 mod probe;
+mod prober;
+mod shared;
+mod stats;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::Hash,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{fmt, hash::Hash, sync::Arc};
 
-use check::Thresholds;
 pub use check::{Health, HealthCheck, Probe};
+use shared::Shared;
+pub use stats::{HealthStats, Unsent, UnsentReason};
 
-use crate::{Error, Result};
-
-/// A check needs a socket and a little text.
-const STACK_BYTES: usize = 128 << 10;
+use crate::{Result, address::Unmapped};
 
 /// What became of a check: given to the callback whenever it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +26,26 @@ pub struct HealthChange<K> {
     pub problem: Option<String>,
 }
 
-/// Checks of backends, each in a thread of its own, by keys of the caller's choice. Dropping it ends them all.
+/// Checks of backends, by keys of the caller's choice. Dropping it ends them all.
 ///
 /// A probe connects as any client would. Ask a NAT balancer's backend at its own address and port. Ask a backend of a
 /// DSR balancer for the *VIP*, or a host whose VIP is gone would look well:
-/// [`DsrBalancer::set_probe_interface`](crate::DsrBalancer::set_probe_interface) shows the way there. Probes leave with a
-/// TTL or hop limit of 255.
+/// [`DsrBalancer::set_probe_interface`](crate::DsrBalancer::set_probe_interface) shows the way there. Probes leave with
+/// a TTL or hop limit of 255.
 ///
-/// The callback runs in the check's thread: changes of one key come in order, those of several at the same time.
+/// However many checks there are, two threads do the work: one polls the sockets of all probes, one runs the callback.
+/// They begin with the first check and end with the last, and are in the network namespace of the thread that inserted
+/// it; checks inserted from another namespace have two threads there. At most 8,192 probes are under way at a time in a
+/// namespace, and at most half as many as the process may have files open (`RLIMIT_NOFILE`); others wait for their
+/// turn.
+///
+/// **What this host lacks is no fault of a backend's.** A probe that cannot be sent (no descriptor, memory or source
+/// port left, or a source address that is not this host's) is repeated: the check stays what it was.
+/// [`HealthChecks::stats`] counts such probes, with the reason of the last one.
+///
+/// **The callback** hears of one change of a namespace's checks at a time. It delays no probe. While it runs, a check
+/// may change several times: it then hears of what the check is in the end, if that differs from what it heard last. A
+/// callback that panics has missed that change; the checks go on.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -55,167 +61,74 @@ pub struct HealthChange<K> {
 /// # }
 /// ```
 pub struct HealthChecks<K> {
-    running: Mutex<HashMap<K, Running>>,
-    on_change: Arc<Callback<K>>,
-}
-
-type Callback<K> = dyn Fn(HealthChange<K>) + Send + Sync;
-
-/// One check at work.
-struct Running {
-    check: HealthCheck,
-    shared: Arc<Shared>,
-    thread: JoinHandle<()>,
-}
-
-/// What a check's thread and its owner both see.
-struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
-}
-
-struct State {
-    health: Health,
-    stop: bool,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    shared: Arc<Shared<K>>,
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static> HealthChecks<K> {
     /// No checks yet. `on_change` hears of every change; the first result of a check is one, too.
     pub fn new(on_change: impl Fn(HealthChange<K>) + Send + Sync + 'static) -> Self {
-        Self { running: Mutex::default(), on_change: Arc::new(on_change) }
+        Self { shared: Arc::new(Shared::new(Box::new(on_change))) }
     }
 
     /// Begins a check, in the network namespace of the calling thread. One that had this key ends, and nothing is heard
-    /// of it after this returns, unless this is called by its own callback.
+    /// of it after this returns, unless this is called by the callback.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the check's numbers make no sense; [`Error::Thread`] when there can be no more threads.
-    pub fn insert(&self, key: K, check: HealthCheck) -> Result<Option<HealthCheck>> {
+    /// [`Error::Invalid`](crate::Error::Invalid) when the check's numbers make no sense;
+    /// [`Error::Thread`](crate::Error::Thread) when the first check of a namespace cannot have its threads, or what
+    /// they wait with. Nothing has changed then.
+    pub fn insert(&self, key: K, mut check: HealthCheck) -> Result<Option<HealthCheck>> {
+        check.target = check.target.unmapped();
+        check.source = check.source.map(Unmapped::unmapped);
         check.validate()?;
-        let earlier = self.remove(&key);
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State { health: Health::Unknown, stop: false }),
-            wake: Condvar::new(),
-        });
-        let work = {
-            let (key, check, shared) = (key.clone(), check.clone(), Arc::clone(&shared));
-            let on_change = Arc::clone(&self.on_change);
-            move || run(&key, &check, &shared, &*on_change)
-        };
-        let builder = thread::Builder::new().name(format!("health {}", check.target)).stack_size(STACK_BYTES);
-        // Held from before it begins, so that its callback finds it.
-        let mut running = self.running();
-        let thread = builder.spawn(work).map_err(|cause| Error::Thread { purpose: "a health check", cause })?;
-        let other = running.insert(key, Running { check, shared, thread });
-        // Another thread may have used the key meanwhile. Its end is waited for without the lock.
-        drop(running);
-        Ok(other.map(Running::end).or(earlier))
+        Shared::insert(&self.shared, key, check)
     }
 
-    /// Ends a check, and answers what it was. Nothing is heard of it after this returns, unless this is called by its
-    /// own callback.
+    /// Ends a check, and answers what it was. Nothing is heard of it after this returns, unless this is called by the
+    /// callback.
     pub fn remove(&self, key: &K) -> Option<HealthCheck> {
-        let running = self.running().remove(key)?;
-        Some(running.end())
+        self.shared.remove(key)
     }
 
     /// What a check says at the moment; `None` when there is none of this key.
     pub fn get(&self, key: &K) -> Option<Health> {
-        self.running().get(key).map(|running| running.shared.state().health)
+        self.shared.lock().entries.get(key).map(|entry| entry.health)
     }
 
     /// All checks, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (K, HealthCheck, Health)> + use<K> {
-        let running = self.running();
-        let all: Vec<_> = running
-            .iter()
-            .map(|(key, running)| (key.clone(), running.check.clone(), running.shared.state().health))
-            .collect();
+        let state = self.shared.lock();
+        let all: Vec<_> =
+            state.entries.iter().map(|(key, entry)| (key.clone(), entry.check.clone(), entry.health)).collect();
         all.into_iter()
     }
 
     /// How many checks there are.
     pub fn len(&self) -> usize {
-        self.running().len()
+        self.shared.lock().entries.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.running().is_empty()
+        self.shared.lock().entries.is_empty()
     }
 }
 
 impl<K> HealthChecks<K> {
-    fn running(&self) -> MutexGuard<'_, HashMap<K, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Running {
-    fn end(self) -> HealthCheck {
-        self.tell();
-        // The callback may end its own check: it cannot wait for itself.
-        if self.thread.thread().id() != thread::current().id() {
-            // A callback that panicked has said so itself.
-            let _ = self.thread.join();
-        }
-        self.check
-    }
-
-    fn tell(&self) {
-        self.shared.state().stop = true;
-        self.shared.wake.notify_all();
+    /// What became of all probes so far, and what this host lacked for some.
+    pub fn stats(&self) -> HealthStats {
+        self.shared.stats()
     }
 }
 
 impl<K> Drop for HealthChecks<K> {
     fn drop(&mut self) {
-        let running: Vec<Running> = self.running().drain().map(|(_, running)| running).collect();
-        // First all are told, then waited for: their probes end at the same time.
-        running.iter().for_each(Running::tell);
-        running.into_iter().for_each(|running| drop(running.end()));
+        self.shared.end();
     }
 }
 
 impl<K> fmt::Debug for HealthChecks<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HealthChecks").field("len", &self.running().len()).finish_non_exhaustive()
+        f.debug_struct("HealthChecks").field("len", &self.shared.lock().entries.len()).finish_non_exhaustive()
     }
-}
-
-fn run<K: Clone>(key: &K, check: &HealthCheck, shared: &Shared, on_change: &Callback<K>) {
-    let mut thresholds = Thresholds::new(check);
-    loop {
-        let outcome = probe::probe(check);
-        let problem = outcome.as_ref().err().map(ToString::to_string);
-        let changed = thresholds.count(outcome.is_ok());
-        {
-            let mut state = shared.state();
-            if state.stop {
-                return;
-            }
-            state.health = thresholds.health();
-        }
-        if changed {
-            on_change(HealthChange { key: key.clone(), health: thresholds.health(), problem });
-        }
-        if waits_in_vain(shared, check.interval) {
-            return;
-        }
-    }
-}
-
-/// Waits for the time of the next probe; true when there is none.
-fn waits_in_vain(shared: &Shared, interval: Duration) -> bool {
-    let (state, _) = shared
-        .wake
-        .wait_timeout_while(shared.state(), interval, |state| !state.stop)
-        .unwrap_or_else(PoisonError::into_inner);
-    state.stop
 }

@@ -1,34 +1,119 @@
-//! One probe: a connection, and a question where one is to be asked.
+//! One probe: a connection, and a question where one is to be asked. Nothing here waits.
 
 use std::{
     io::{self, Read as _, Write as _},
     net::{Shutdown, TcpStream},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{HealthCheck, Probe};
+use super::{HealthCheck, Probe, UnsentReason};
 
-/// Of an answer's first line, enough for the status.
+/// Of a response's first line, enough for the status.
 const STATUS_BYTES: usize = 12;
 
-pub(super) fn probe(check: &HealthCheck) -> io::Result<()> {
-    let end = Instant::now() + check.timeout;
-    let mut stream = connect(check)?;
-    let asked = match &check.probe {
-        Probe::Tcp => Ok(()),
-        Probe::Http { path, host } => {
-            let host = host.clone().unwrap_or_else(|| check.target.to_string());
-            ask(&mut stream, path, &host, end)
-        }
-    };
-    let _ = stream.shutdown(Shutdown::Both);
-    asked
+/// A probe that has begun.
+pub(super) struct InFlight {
+    stream: TcpStream,
+    phase: Phase,
 }
 
-fn connect(check: &HealthCheck) -> io::Result<TcpStream> {
+enum Phase {
+    Connecting,
+    Sending { request: Vec<u8>, sent: usize },
+    Reading { response: [u8; STATUS_BYTES], filled: usize },
+}
+
+/// Why a probe did not begin.
+pub(super) enum NotBegun {
+    /// This host lacks something: it says nothing about the target.
+    Unsent(UnsentReason, io::Error),
+    /// The target cannot be connected to, as the kernel knows at once.
+    Failed(io::Error),
+}
+
+impl InFlight {
+    /// Begins to connect.
+    pub(super) fn begin(check: &HealthCheck) -> Result<Self, NotBegun> {
+        let unsent = |error: io::Error| NotBegun::Unsent(UnsentReason::before_connect(&error), error);
+        let socket = socket(check).map_err(unsent)?;
+        match socket.connect(&check.target.into()) {
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
+                Err(match UnsentReason::of_connect(&error) {
+                    Some(reason) => NotBegun::Unsent(reason, error),
+                    None => NotBegun::Failed(error),
+                })
+            }
+            _ => Ok(Self { stream: socket.into(), phase: Phase::Connecting }),
+        }
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Goes as far as it can without waiting; what came of the probe when it is over.
+    pub(super) fn advance(&mut self, check: &HealthCheck) -> Option<io::Result<()>> {
+        loop {
+            match self.step(check) {
+                Ok(true) => return Some(Ok(())),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// One step; true when the probe has succeeded.
+    fn step(&mut self, check: &HealthCheck) -> io::Result<bool> {
+        match &mut self.phase {
+            Phase::Connecting => {
+                if let Some(error) = self.stream.take_error()? {
+                    return Err(error);
+                }
+                match self.stream.peer_addr() {
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    other => other?,
+                };
+                let Probe::Http { path, host } = &check.probe else { return Ok(true) };
+                let host = host.clone().unwrap_or_else(|| check.target.to_string());
+                let request = format!(
+                    "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: xdpkit\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+                );
+                self.phase = Phase::Sending { request: request.into_bytes(), sent: 0 };
+            }
+            Phase::Sending { request, sent } => {
+                *sent += self.stream.write(&request[*sent..])?;
+                if *sent == request.len() {
+                    self.phase = Phase::Reading { response: [0; STATUS_BYTES], filled: 0 };
+                }
+            }
+            Phase::Reading { response, filled } => {
+                let count = self.stream.read(&mut response[*filled..])?;
+                *filled += count;
+                if count == 0 || *filled == response.len() {
+                    return judge(&response[..*filled]).map(|()| true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// A socket of the check's that does not block, bound where it should be.
+fn socket(check: &HealthCheck) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(check.target), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
     if let Some(mark) = check.mark {
         socket.set_mark(mark)?;
     }
@@ -43,49 +128,22 @@ fn connect(check: &HealthCheck) -> io::Result<TcpStream> {
         socket.set_reuse_address(true)?;
         socket.bind(&source.into())?;
     }
-    socket.connect_timeout(&check.target.into(), check.timeout)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
-fn ask(stream: &mut TcpStream, path: &str, host: &str, end: Instant) -> io::Result<()> {
-    stream.set_write_timeout(Some(left(end)?))?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: xdpkit\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes())?;
-    let mut answer = [0; STATUS_BYTES];
-    let mut filled = 0;
-    while filled < answer.len() {
-        stream.set_read_timeout(Some(left(end)?))?;
-        match stream.read(&mut answer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(timed_out()),
-            Err(error) => return Err(error),
-        }
-    }
-    match status(&answer[..filled]) {
+fn judge(line: &[u8]) -> io::Result<()> {
+    match status(line) {
         Some(200..=399) => Ok(()),
         Some(other) => Err(io::Error::other(format!("status {other}"))),
         None => Err(io::Error::other("no HTTP answer")),
     }
 }
 
-/// The status code of an answer such as `HTTP/1.1 200`.
+/// The status code of a response such as `HTTP/1.1 200`.
 fn status(line: &[u8]) -> Option<u16> {
     let line = std::str::from_utf8(line).ok()?;
     let (version, code) = line.split_once(' ')?;
     (version.starts_with("HTTP/1.") && code.len() == 3).then(|| code.parse().ok())?
-}
-
-fn left(end: Instant) -> io::Result<Duration> {
-    let left = end.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(timed_out()) } else { Ok(left) }
-}
-
-fn timed_out() -> io::Error {
-    io::Error::new(io::ErrorKind::TimedOut, "no answer in time")
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     Echo, Error, Result,
     abi::nat_balancer::{ADDRESSES_MAX, BY_SLOT, LEAST_LOADED, ROUND_ROBIN, STATES, Settings},
+    address::Unmapped as _,
     balancer::BookConfig,
     flow_table::Shape,
     maglev,
@@ -78,7 +79,7 @@ impl NatService {
     /// Adds a backend.
     #[must_use]
     pub fn backend(mut self, backend: SocketAddr, weight: u32) -> Self {
-        self.backends.push((backend, weight));
+        self.backends.push((backend.unmapped(), weight));
         self
     }
 
@@ -295,7 +296,7 @@ impl NatConfig {
             return wrong("ports", format!("{:?}", self.ports), "a range from 1 on, the lower port first");
         }
         for ipv4 in [true, false] {
-            if self.addresses.iter().filter(|address| address.is_ipv4() == ipv4).count() > ADDRESSES_MAX {
+            if self.addresses.iter().filter(|address| address.unmapped().is_ipv4() == ipv4).count() > ADDRESSES_MAX {
                 return wrong("addresses", self.addresses.len().to_string(), "at most 16 of each family");
             }
         }

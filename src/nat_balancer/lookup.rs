@@ -7,7 +7,7 @@ use super::{
     rule::NatRule,
     table::{self, Judge, state_of},
 };
-use crate::{Result, ServiceAddr, abi::nat_balancer as abi, balancer::Book};
+use crate::{Result, ServiceAddr, abi::nat_balancer as abi, address::Unmapped as _, balancer::Book};
 
 impl NatBalancer {
     /// All connections: reads every record, some 50 ms for a capacity of a million.
@@ -38,6 +38,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`](crate::Error::UnknownService); as [`NatBalancer::connections`].
     pub fn find(&self, client: SocketAddr, service: &ServiceAddr) -> Result<Option<Connection>> {
+        let (client, service) = (client.unmapped(), &service.unmapped());
         let judge = self.connections.judge()?;
         let book = self.book();
         let number = book.entry(service)?.number;
@@ -51,6 +52,7 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::connections`].
     pub fn find_by_backend(&self, backend: SocketAddr, destination: SocketAddr) -> Result<Vec<Connection>> {
+        let (backend, destination) = (backend.unmapped(), destination.unmapped());
         let mut all = self.connections()?;
         all.retain(|connection| connection.backend == backend && connection.source == destination);
         Ok(all)

@@ -23,6 +23,7 @@ pub use event::{NatEvent, NatEventKind};
 use crate::{
     BackendState, Error, Events, Result, Stage,
     abi::nat_balancer::{self as abi, DESTINATION_ONLY, STATES, Settings},
+    address::Unmapped as _,
     balancer::Book,
     base::{self, Edit, Function, StageCore, StageKind, State},
     flow_table::Shape,
@@ -171,7 +172,7 @@ impl NatBalancer {
         let rule = NatRule::new(Arc::clone(&connections), LongMapping::new(core.map("backend_index"))?);
         let mut book = Book::new(&core, &config.book(hertz), rule)?;
         for address in &config.addresses {
-            book.hold(*address)?;
+            book.hold(address.unmapped())?;
         }
         Ok(Self::of(core, book, connections))
     }
@@ -233,7 +234,7 @@ impl NatBalancer {
         book.check_fixed(core, &config.book(hertz))?;
         let ports = format!("{}..={}", found.first_port, found.last_port);
         core.is_fixed("ports", ports, format!("{:?}", config.ports))?;
-        let held: BTreeSet<IpAddr> = config.addresses.iter().copied().collect();
+        let held: BTreeSet<IpAddr> = config.addresses.iter().map(|address| address.unmapped()).collect();
         core.is_fixed("addresses", format!("{:?}", book.held), format!("{held:?}"))?;
         core.is_fixed("ring_bytes", core.entries("events"), config.ring_bytes)?;
         book.configure(&config.book(hertz));

@@ -9,6 +9,7 @@ use crate::{
         nat_balancer::{ADDRESSES_MAX, ADDRESSES_SHIFT, BY_SLOT, DESTINATION_ONLY, LEAST_LOADED, NUMBER_MAX, Settings},
         service::{SERVICE_BY_SOURCE, Service},
     },
+    address::Unmapped as _,
     balancer::{
         Book, Target,
         book::{backend_stats, service_stats},
@@ -22,6 +23,7 @@ impl NatBalancer {
     /// [`Error::ServiceExists`]; [`Error::Full`]; [`Error::Invalid`] for a service on any port, for backends of the other
     /// family or without a port, that stand twice, or at a virtual address of ours.
     pub fn insert(&self, service: ServiceAddr, with: &NatService) -> Result<()> {
+        let service = service.unmapped();
         let list = targets(&service, &with.backends)?;
         let mut book = self.edit()?;
         let kept = with.mode == NatMode::Destination;
@@ -99,6 +101,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn remove(&self, service: &ServiceAddr) -> Result<NatService> {
+        let service = &service.unmapped();
         let mut book = self.edit()?;
         let was = service_of(book.entry(service)?);
         let number = book.entry(service)?.number;
@@ -119,6 +122,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`].
     pub fn get(&self, service: &ServiceAddr) -> Result<NatService> {
+        let service = &service.unmapped();
         Ok(service_of(self.book().entry(service)?))
     }
 
@@ -133,6 +137,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn backends(&self, service: &ServiceAddr) -> Result<Vec<NatBackend>> {
+        let service = &service.unmapped();
         let book = self.book();
         let entry = book.entry(service)?;
         let listed = entry.members.iter().map(|member| {
@@ -151,6 +156,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`], [`Error::Full`], [`Error::Invalid`].
     pub fn set_backend(&self, service: &ServiceAddr, backend: SocketAddr, weight: u32) -> Result<Option<u32>> {
+        let service = &service.unmapped();
         let list = targets(service, &[(backend, weight)])?;
         let mut book = self.edit()?;
         self.prepare(&book, service, &list)?;
@@ -163,6 +169,7 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::set_backend`]. Nothing was changed then.
     pub fn set_backends(&self, service: &ServiceAddr, backends: &[(SocketAddr, u32)]) -> Result<()> {
+        let service = &service.unmapped();
         let list = targets(service, backends)?;
         let mut book = self.edit()?;
         self.prepare(&book, service, &list)?;
@@ -182,6 +189,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`], [`Error::UnknownBackend`].
     pub fn drain(&self, service: &ServiceAddr, backend: SocketAddr) -> Result<()> {
+        let service = &service.unmapped();
         self.edit()?.drain(&self.core, service, target(backend))
     }
 
@@ -191,6 +199,7 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::drain`].
     pub fn remove_backend(&self, service: &ServiceAddr, backend: SocketAddr) -> Result<()> {
+        let service = &service.unmapped();
         self.edit()?.remove_backend(&self.core, service, target(backend))
     }
 
@@ -200,6 +209,7 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::drain`].
     pub fn kill(&self, service: &ServiceAddr, backend: SocketAddr) -> Result<()> {
+        let service = &service.unmapped();
         let mut book = self.edit()?;
         let wanted = target(backend);
         let ids: Vec<u16> = book.entry(service)?.members.iter().filter(|m| m.target == wanted).map(|m| m.id).collect();
@@ -220,6 +230,7 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::UnknownService`]; [`Error::Map`].
     pub fn service_stats(&self, service: &ServiceAddr) -> Result<NatServiceStats> {
+        let service = &service.unmapped();
         let number = self.book().entry(service)?.number;
         let (stats, [answers, answered_bytes, refused]) = service_stats(&self.core, number)?;
         Ok(NatServiceStats {
@@ -253,6 +264,7 @@ fn service_of(entry: &crate::balancer::book::Entry) -> NatService {
 }
 
 fn target(backend: SocketAddr) -> Target {
+    let backend = backend.unmapped();
     Target { address: backend.ip(), port: backend.port() }
 }
 
@@ -265,7 +277,7 @@ fn targets(service: &ServiceAddr, backends: &[(SocketAddr, u32)]) -> Result<Vec<
     let wrong =
         |backend: &SocketAddr, expected| Err(Error::Invalid { what: "backend", value: backend.to_string(), expected });
     for (backend, _) in backends {
-        if backend.is_ipv4() != service.address.is_ipv4() {
+        if backend.unmapped().is_ipv4() != service.address.is_ipv4() {
             return wrong(backend, "an address of the service's family");
         }
         if backend.port() == 0 {

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     Result,
     abi::rate_limiter::{IPV6, LEAD_END, Limit as Encoded, METERS, Policy, SCOPES, TAG_SHIFT, TIME_MASK, UNIT_SHIFT},
+    address::Unmapped as _,
     flow_table::{Entry, FlowTable, KEY_MIN},
     sys::{self, mmap::LongMapping},
 };
@@ -150,7 +151,7 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn of(address: IpAddr, policy: &Policy) -> Self {
         let mask = |bytes: [u8; 16]| -> [u8; 16] { std::array::from_fn(|at| bytes[at] & policy.mask6[at]) };
-        match address {
+        match address.unmapped() {
             IpAddr::V4(v4) => {
                 let masked = u32::from_ne_bytes(v4.octets()) & u32::from_ne_bytes(policy.mask4);
                 Self { high: masked.into(), low: 0, ipv6: false, wide: false }

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use ipnet::IpNet;
 
 use super::{Limit, RateLimiter, Scope};
-use crate::Result;
+use crate::{Result, address::Unmapped as _};
 
 /// The limits by scope of a [`RateLimiter`], at most eight. A change is seen by the next packet and takes some 10 ms to
 /// return, twice that where a scope had no limit before. Sources keep what they have used up; but who had used up more
@@ -99,7 +99,8 @@ pub struct TiersReplaced {
     pub removed: usize,
 }
 
-/// The tiers of a [`RateLimiter`]: the longest prefix that covers a source decides. At most 61 different limits.
+/// The tiers of a [`RateLimiter`]: the longest prefix that covers a source decides. At most 61 different limits. Here and
+/// in [`Bans`](crate::Bans), what is mapped into IPv6 (`::ffff:192.0.2.7`, `::ffff:192.0.2.0/120`) is IPv4.
 #[derive(Debug)]
 pub struct Tiers<'l> {
     limiter: &'l RateLimiter,
@@ -117,7 +118,7 @@ impl<'l> Tiers<'l> {
     /// [`Error::Invalid`](crate::Error::Invalid) for a rate that cannot be counted; [`Error::Map`](crate::Error::Map).
     /// Nothing was changed then.
     pub fn insert(&self, prefix: IpNet, tier: Tier) -> Result<Option<Tier>> {
-        self.limiter.edit()?.insert_tier(&self.limiter.core, prefix, tier)
+        self.limiter.edit()?.insert_tier(&self.limiter.core, prefix.unmapped(), tier)
     }
 
     /// Removes a prefix, and answers the tier that it had.
@@ -125,19 +126,19 @@ impl<'l> Tiers<'l> {
     /// # Errors
     /// As [`Tiers::insert`].
     pub fn remove(&self, prefix: IpNet) -> Result<Option<Tier>> {
-        self.limiter.edit()?.remove_tier(&self.limiter.core, prefix)
+        self.limiter.edit()?.remove_tier(&self.limiter.core, prefix.unmapped())
     }
 
     /// The tier of exactly this prefix.
     #[must_use]
     pub fn get(&self, prefix: IpNet) -> Option<Tier> {
-        self.limiter.book().tier(prefix)
+        self.limiter.book().tier(prefix.unmapped())
     }
 
     /// The prefix that decides over packets from this address, and its tier.
     #[must_use]
     pub fn matching(&self, source: IpAddr) -> Option<(IpNet, Tier)> {
-        self.limiter.book().covering(source.into(), true)
+        self.limiter.book().covering(source.unmapped().into(), true)
     }
 
     /// All prefixes, in order.
@@ -165,6 +166,7 @@ impl<'l> Tiers<'l> {
     /// [`Error::Conflict`](crate::Error::Conflict) when a prefix stands twice with different tiers; else as
     /// [`Tiers::insert`]. The old list is in force then, unchanged.
     pub fn replace_all(&self, tiers: impl IntoIterator<Item = (IpNet, Tier)>) -> Result<TiersReplaced> {
+        let tiers = tiers.into_iter().map(|(net, tier)| (net.unmapped(), tier));
         let done = self.limiter.edit()?.replace_tiers(&self.limiter.core, tiers)?;
         Ok(TiersReplaced { added: done.added, changed: done.changed, kept: done.kept, removed: done.removed })
     }

@@ -40,6 +40,15 @@ fn io_error(error: &libbpf_rs::Error) -> io::Error {
     number.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error)
 }
 
+/// How many files this process may have open at present (the soft `RLIMIT_NOFILE`).
+#[cfg(feature = "health")]
+pub(crate) fn open_files_max() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the struct in; this limit always exists.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
 /// CPUs that there may ever be.
 pub(crate) fn cpus() -> usize {
     libbpf_rs::num_possible_cpus().unwrap_or(1)

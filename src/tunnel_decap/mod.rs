@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use crate::{
     Error, Result, Stage,
     abi::tunnel_decap::{DESTINATION, Key4, Key6, SOURCE, Settings, VIP},
+    address::Unmapped as _,
     balancer::service::check_host,
     base::{StageCore, StageKind},
     stage::sealed::Sealed,
@@ -24,7 +25,7 @@ static KIND: StageKind = StageKind {
     },
 };
 
-/// How a [`TunnelDecap`] is made.
+/// How a [`TunnelDecap`] is made. Addresses mapped into IPv6 (`::ffff:192.0.2.7`) are the IPv4 addresses.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TunnelDecapConfig {
@@ -76,11 +77,12 @@ impl TunnelDecapConfig {
 
     /// What each prefix is good for: its own roles, and those of the prefixes that cover it.
     fn prefixes(&self) -> Vec<(IpNet, u32)> {
-        let hosts =
-            |addresses: &[IpAddr], role| addresses.iter().map(move |ip| (IpNet::from(*ip), role)).collect::<Vec<_>>();
+        let hosts = |addresses: &[IpAddr], role| {
+            addresses.iter().map(move |ip| (IpNet::from(ip.unmapped()), role)).collect::<Vec<_>>()
+        };
         let mut all = hosts(&self.vips, VIP);
         all.extend(hosts(&self.destinations, DESTINATION));
-        all.extend(self.sources.iter().map(|net| (net.trunc(), SOURCE)));
+        all.extend(self.sources.iter().map(|net| (net.unmapped(), SOURCE)));
         let covering = |prefix: &IpNet| {
             all.iter().filter(|(net, _)| net.contains(prefix)).fold(0, |roles, (_, role)| roles | role)
         };
@@ -137,7 +139,7 @@ impl TunnelDecap {
             return Err(Error::Invalid { what: "vips", value: String::new(), expected: "at least one address" });
         }
         for address in &config.vips {
-            check_host("vip", *address)?;
+            check_host("vip", address.unmapped())?;
         }
         let prefixes = config.prefixes();
         let capacity = u32::try_from(prefixes.len()).unwrap_or(u32::MAX);

@@ -100,6 +100,11 @@ impl Running {
         said
     }
 
+    /// The next event of this kind, whatever comes before it.
+    pub(crate) fn await_event(&mut self, event: &str) -> Value {
+        self.until(event).pop().expect("it comes last")
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         // A bare system has no kill program, but every shell knows how.
         let line = format!("kill -{name} {}", self.child.id());

@@ -134,9 +134,14 @@ pub(crate) fn raise_open_files() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let hard: usize = line.split_whitespace().nth(4).unwrap().parse().unwrap_or(1 << 20);
-    let set = std::process::Command::new("prlimit")
-        .args([format!("--pid={}", std::process::id()), format!("--nofile={hard}:")])
-        .status();
-    assert!(set.is_ok_and(|status| status.success()), "prlimit (util-linux) raises the limit of open files");
+    limit_open_files(hard);
     hard
+}
+
+/// Lets this process have so many files open, at most as many as it may.
+pub(crate) fn limit_open_files(count: usize) {
+    let set = std::process::Command::new("prlimit")
+        .args([format!("--pid={}", std::process::id()), format!("--nofile={count}:")])
+        .status();
+    assert!(set.is_ok_and(|status| status.success()), "prlimit (util-linux) sets the limit of open files");
 }
