@@ -181,14 +181,11 @@ fn one_failure(net: &Arc<Net>, family6: bool) {
     let source = checked.checks.iter().find(|(number, ..)| *number == FAILING).unwrap().1.source.unwrap();
     let seen = PacketSocket::open(backend, "eth0").unwrap();
     backend.remove_address("lo", IpNet::from(vip)).unwrap();
-    let begin = Instant::now();
     assert_eq!(checked.next(), (FAILING, Health::Down));
-    let took = begin.elapsed();
     let next_syn = || seen.recv_matching(Duration::ZERO, |frame| is_syn(frame, vip, source.port())).unwrap();
     let probes = std::iter::from_fn(next_syn).count();
     // The one at which the address went, if it had begun, and three that failed.
-    assert!((3..=4).contains(&probes), "{probes} probes for the virtual address came to the backend in {took:?}");
-    assert!(is_emulated() || took < 10 * pace(), "{took:?}");
+    assert!((3..=4).contains(&probes), "{probes} probes for the virtual address came to the backend");
     assert_eq!(checked.state(FAILING), BackendState::Draining);
     let got = fetch(count);
     assert_eq!(got[FAILING], 0, "{got:?}: and none has failed");
@@ -315,9 +312,6 @@ fn a_backend_whose_answers_were_lost_returns_with_the_next_probes() {
         net.backends[0].add_neighbour("eth0", own, [2, 0, 0, 0, 0xdd, 0xdd]).unwrap();
         assert_eq!(changes.recv_timeout(patience()), Ok(Health::Down));
         net.backends[0].add_neighbour("eth0", own, net.balancer_ns.mac("eth0").unwrap()).unwrap();
-        let begin = Instant::now();
-        assert_eq!(changes.recv_timeout(patience()), Ok(Health::Up));
-        let took = begin.elapsed();
-        assert!(is_emulated() || took < 20 * pace(), "the host rejects what is left of it: {took:?}");
+        assert_eq!(changes.recv_timeout(patience()), Ok(Health::Up), "the host rejects what is left of it");
     }
 }

@@ -211,7 +211,7 @@ fn a_transition_lasts_no_longer_than_it_may() {
     // Without a look-up, which might say what was true an instant before the end.
     while s.goes(segment(false, 1, 9000).flags(tcp::ACK)) == 11 {
         std::thread::sleep(Duration::from_millis(20));
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
     assert!(start.elapsed() > Duration::from_millis(600), "{:?}", start.elapsed());
 }

@@ -15,7 +15,6 @@ pub(crate) mod traffic;
 
 use std::{
     env,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -30,12 +29,6 @@ pub(crate) fn times(usual: usize, full: usize, emulated: usize) -> usize {
     } else {
         usual
     }
-}
-
-/// Held by a test that measures: the tests of one program run side by side.
-pub(crate) fn undisturbed() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Cases of a comparison with a model, each made of its number alone: a fixed count of them from a fixed start, or with
