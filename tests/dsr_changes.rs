@@ -48,11 +48,11 @@ impl<'n> Held<'n> {
     fn open(&mut self, connections: usize) -> usize {
         let before = self.streams.len();
         let opened: Vec<_> = self.net.client.run(|| {
-            let open = |_| TcpStream::connect_timeout(&self.address, Duration::from_secs(2)).ok();
+            let open = |_| TcpStream::connect_timeout(&self.address, Duration::from_secs(60)).ok();
             (0..connections).filter_map(open).collect()
         });
         for stream in opened {
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             stream.set_nodelay(true).unwrap();
             self.streams.push(stream);
         }

@@ -50,8 +50,8 @@ impl Prefixes {
         Ok(Self::of(v4, v6, origin))
     }
 
-    /// What tests take: with `./x test --full` as [`Prefixes::read`], else made up, so that a short run finds the same
-    /// everywhere, whatever lies beside the checkout.
+    /// What tests take: with `./x test --full` and `--long` as [`Prefixes::read`], else made up, so that a short run finds
+    /// the same everywhere, whatever lies beside the checkout.
     pub fn for_tests() -> Result<Self> {
         if std::env::var_os("XDPKIT_FULL").is_some() { Self::read() } else { Ok(Self::made_up()) }
     }
