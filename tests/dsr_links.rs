@@ -27,7 +27,7 @@ use xdpkit_lab::{
 
 const VIP4: [u8; 4] = [192, 168, 178, 100];
 const VIP6: [u16; 8] = [0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x100];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn vip(family6: bool) -> IpAddr {
     if family6 { VIP6.into() } else { VIP4.into() }
