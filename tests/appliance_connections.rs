@@ -29,7 +29,7 @@ const CHAIN: [&str; 4] = ["edge", "limits", "direct", "translated"];
 const DENIED: [&str; 2] = ["10.0.0.66", "2001:db8:a::66"];
 
 fn patience() -> Duration {
-    Duration::from_secs(if is_emulated() { 120 } else { 20 })
+    Duration::from_secs(if is_emulated() { 120 } else { 60 })
 }
 
 /// The L2 tutorial's network with an echo behind both balancers, and the addresses that clients connect to.

@@ -132,8 +132,8 @@ settings.capacity = 4096
             "flows = 4096",
             "flows = 4096\nsettings.table_size = 1021",
             "direct` pinned in {}: it has `table_size",
-            "65552",
-            "1024",
+            "65537",
+            "1021",
         ),
         (
             "\nsettings.capacity = 4096",
@@ -143,7 +143,7 @@ settings.capacity = 4096
             "2000..=3000",
         ),
     ];
-    for (old, new, setting, found, wanted) in rows.into_iter().take(common::times(4, 9, 1)) {
+    for (old, new, setting, found, wanted) in rows.into_iter().take(common::times(9, 9, 1)) {
         place.write(&text.replace(old, new));
         let output = lab.server.command(example()).arg("--config").arg(place.file()).args(pin).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();

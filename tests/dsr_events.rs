@@ -15,8 +15,10 @@ use xdpkit::{
 };
 use xdpkit_lab::frame::Frame;
 
-/// For how long at most a way is not asked for again: a second, and a bit for the test itself.
+/// For how long at most a way is not asked for again: a second, and a bit.
 const LIFE: Duration = Duration::from_millis(1100);
+/// For how long a slow machine may take to send the packets that tell.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn config() -> DsrConfig {
     DsrConfig::default().services(8).table_size(1021).flows(4096)
@@ -51,7 +53,7 @@ fn told(b: &Balancer<'_>, events: &mut Events<DsrEvent>, frame: &[u8], reason: R
     let event = loop {
         let counted = b.run(frame).1;
         match drain(events)[..] {
-            [] => assert!(changed.elapsed() < LIFE || common::is_emulated(), "the change was followed in time"),
+            [] => assert!(changed.elapsed() < PATIENCE, "the change is not followed"),
             [event] => {
                 assert_eq!(counted, reason);
                 break event;

@@ -11,7 +11,8 @@ use common::{
 use xdpkit::{Action, BackendState, DsrConfig, DsrFlow, DsrService, PlacementReason, ServiceAddr, ServiceProtocol};
 use xdpkit_lab::frame::{Frame, tcp};
 
-const IDLE: Duration = Duration::from_millis(600);
+/// Long enough for a slow machine to say something three times in it.
+const IDLE: Duration = Duration::from_millis(1500);
 
 fn config() -> DsrConfig {
     DsrConfig::default().services(8).table_size(1021).flows(8192).check_on_link(false)
@@ -204,23 +205,23 @@ fn a_transition_ends_when_nothing_goes_elsewhere_and_what_left_is_gone() {
 #[test]
 fn a_transition_lasts_no_longer_than_it_may() {
     let host = Host::new();
-    let config = config().idle(Duration::from_millis(300)).longest_transition(Duration::from_millis(700));
+    let config = config().idle(Duration::from_secs(2)).longest_transition(Duration::from_secs(3));
     let s = Service::new(&host, &config, false, "tcp", "80", &[11]);
     s.set(&[12]);
     let start = std::time::Instant::now();
     // Without a look-up, which might say what was true an instant before the end.
     while s.goes(segment(false, 1, 9000).flags(tcp::ACK)) == 11 {
         std::thread::sleep(Duration::from_millis(20));
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(60));
     }
-    assert!(start.elapsed() > Duration::from_millis(600), "{:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(2900), "{:?}", start.elapsed());
 }
 
 #[test]
 fn udp_flows_that_are_not_known_are_old_ones_for_a_while() {
     let host = Host::new();
     for (family6, port) in [(false, "80"), (true, "*")] {
-        let grace = Duration::from_millis(500);
+        let grace = Duration::from_secs(2);
         let s = Service::new(&host, &config().udp_grace(grace), family6, "udp", port, &[11]);
         assert_eq!(s.send_udp(1), 11);
         s.set(&[12]);

@@ -252,7 +252,7 @@ fn json_tells_ready_packets_stats_and_stopped() {
     assert_eq!(of("packet").len() as u64, sum, "and one event");
     // It is detached: the stack has the packets again.
     assert_eq!(
-        ping(&pair.client, pair.server_addr.v4.into(), 1, Duration::ZERO, Duration::from_secs(2)).unwrap().received,
+        ping(&pair.client, pair.server_addr.v4.into(), 1, Duration::ZERO, Duration::from_secs(20)).unwrap().received,
         1
     );
 }

@@ -140,26 +140,20 @@ fn among_rules_of_one_source_the_order_is_defined() {
 }
 
 #[test]
-fn a_rule_ends_within_10_ms_by_itself() {
+fn a_rule_ends_by_itself_and_not_before_its_end() {
     for engine in ENGINES {
         let firewall = load(engine);
         let frame = packet("10.1.1.9", "192.0.2.1", "tcp/80");
+        // How late it may end is a row of `./x bench --check`; here, the machine may be slow.
         let started = Instant::now();
         let lifetime = Duration::from_millis(80);
         firewall.insert(on("10.0.0.0/8"), Rule::deny().expires_in(lifetime)).unwrap();
-        let mut denied_at = Duration::ZERO;
-        let over = loop {
-            let before = started.elapsed();
-            match firewall.test_run(&frame).unwrap().action {
-                Action::Drop => denied_at = before,
-                _ => break started.elapsed(),
-            }
-        };
-        assert!(firewall.get(on("10.0.0.0/8")).unwrap().unwrap().rule.is_expired() || over < lifetime);
-        if !common::is_emulated() {
-            assert!(denied_at < lifetime + Duration::from_millis(10), "denied after {denied_at:?}");
-            assert!(over > lifetime - Duration::from_millis(10), "passed after {over:?}");
+        while firewall.test_run(&frame).unwrap().action == Action::Drop {
+            assert!(started.elapsed() < Duration::from_secs(60), "it never ends");
         }
+        let over = started.elapsed();
+        assert!(over > lifetime - Duration::from_millis(10), "passed after {over:?}");
+        assert!(firewall.get(on("10.0.0.0/8")).unwrap().unwrap().rule.is_expired() || over < lifetime);
     }
 }
 

@@ -112,9 +112,6 @@ fn a_host_that_does_not_answer_is_down_after_as_many_timeouts_as_it_takes() {
     assert_eq!(next(&changes).health, Health::Down);
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(300), "three probes, not {took:?}");
-    if !common::is_emulated() {
-        assert!(took < Duration::from_secs(3), "{took:?}");
-    }
 }
 
 #[test]

@@ -111,8 +111,8 @@ impl Conversation {
     /// the lab's interfaces are short, and all talk at once.
     fn say_and_hear(&mut self, text: &str) -> (SocketAddr, SocketAddr) {
         if let Self::Udp(socket) = self {
-            socket.set_read_timeout(Some(PATIENCE / 20)).unwrap();
-            for _ in 0..20 {
+            socket.set_read_timeout(Some(PATIENCE / 60)).unwrap();
+            for _ in 0..60 {
                 assert_eq!(socket.send(&line(text)).unwrap(), LINE);
                 let mut back = [0; 3 * LINE];
                 if let Ok(length) = socket.recv(&mut back) {

@@ -130,7 +130,7 @@ fn l1_a_quoted_datagram_without_a_checksum_stays_without() {
 #[test]
 fn l4_errors_do_not_keep_a_connection_alive() {
     let mut timeouts = NatTimeouts::default();
-    (timeouts.udp, timeouts.established) = (Duration::from_secs(1), Duration::from_secs(1));
+    (timeouts.udp, timeouts.established) = (Duration::from_secs(3), Duration::from_secs(3));
     let bench = Bench::with_services(&NatConfig::default().timeouts(timeouts), NatMode::Full);
     let [kept, left] = [4000, 4001].map(|port| {
         let with = |(name, client, vip, _): (_, SocketAddr, _, _)| (name, SocketAddr::new(client.ip(), port), vip);
@@ -138,7 +138,7 @@ fn l4_errors_do_not_keep_a_connection_alive() {
     });
     let opened: Vec<_> = kept.iter().chain(&left).map(|(name, client, _)| open(&bench, name, *client)).collect();
     let is_there = |known: &xdpkit::Connection| bench.balancer.find(known.client, &known.service).unwrap().is_some();
-    for _ in 0..4 {
+    for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(400));
         for (name, client, vip) in &kept {
             let talk = segment(name, *client, *vip);

@@ -156,15 +156,16 @@ fn segments_of_no_connection_may_be_answered_with_rst() {
 
 #[test]
 fn connections_end_after_silence_and_are_collected() {
-    let mut timeouts = NatTimeouts::default();
-    timeouts.syn = Duration::from_secs(1);
-    let bench = Bench::with_services(&NatConfig::default().timeouts(timeouts), NatMode::Full);
+    let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
     let stays = open(&bench, &service(TCP4), at("10.0.0.20:4000"));
     for port in 5000..5050 {
         bench.client_sends(&Frame::tcp(SocketAddr::new(ip("10.0.0.21"), port), at("10.0.0.100:80")));
     }
     assert_eq!(bench.balancer.counts().unwrap().total(), 51);
     assert_eq!(bench.balancer.collect().unwrap(), 0);
+    let mut timeouts = NatTimeouts::default();
+    timeouts.syn = Duration::from_secs(1);
+    bench.balancer.set_timeouts(&timeouts).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(bench.balancer.counts().unwrap().total(), 1, "dead ones are not listed");
     assert_eq!(bench.balancer.collect().unwrap(), 50);
@@ -283,7 +284,7 @@ fn each_state_has_a_timeout_of_its_own() {
 fn a_connection_that_one_side_has_closed_lives_as_long_as_the_other_sends() {
     for closed_by_client in [true, false] {
         let mut timeouts = NatTimeouts::default();
-        timeouts.closing = Duration::from_secs(1);
+        timeouts.closing = Duration::from_secs(3);
         let bench = Bench::with_services(&NatConfig::default().timeouts(timeouts), NatMode::Full);
         let client = at("10.0.0.20:4000");
         let found = open(&bench, &service(TCP4), client);
@@ -297,7 +298,7 @@ fn a_connection_that_one_side_has_closed_lives_as_long_as_the_other_sends() {
         } else {
             assert_eq!(by_backend(tcp::FIN | tcp::ACK), Reason::Answered);
         }
-        for _ in 0..8 {
+        for _ in 0..10 {
             std::thread::sleep(Duration::from_millis(400));
             if closed_by_client {
                 assert_eq!(by_backend(tcp::ACK), Reason::Answered);
@@ -306,7 +307,7 @@ fn a_connection_that_one_side_has_closed_lives_as_long_as_the_other_sends() {
             }
             assert_eq!(state(&bench, client), Some(ConnectionState::TcpClosing));
         }
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(Duration::from_millis(3500));
         assert_eq!(state(&bench, client), None);
     }
 }

@@ -231,7 +231,7 @@ fn a_single_attachment_grows_into_a_chain_under_real_tcp() {
     let before = (firewall.stats().unwrap(), monitor.stats().unwrap());
     for address in pair.server_addr.both() {
         let server = TcpEcho::start(&pair.server, (address, 7).into()).unwrap();
-        let echo = tcp_echo(&pair.client, server.addr(), &[42; 20_000], std::time::Duration::from_secs(5)).unwrap();
+        let echo = tcp_echo(&pair.client, server.addr(), &[42; 20_000], std::time::Duration::from_secs(60)).unwrap();
         assert_eq!(echo, [42; 20_000]);
     }
     let protocols = monitor.protocols().unwrap();

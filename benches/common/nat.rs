@@ -1,4 +1,4 @@
-//! A NAT balancer with as many connections as is to be measured: for the benchmark, and for the test of its limits.
+//! A NAT balancer with as many connections as is to be measured: for benchmarks, and for the test of many flows.
 
 use std::{
     error::Error,

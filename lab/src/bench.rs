@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod check;
 mod checksum;
 mod cost;
 mod flow_table;
@@ -37,6 +38,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+pub use check::Checks;
 pub use checksum::{ChecksumAnswer, ChecksumCase, ChecksumProbe};
 pub use cost::{Cost, Table};
 pub use flow_table::{FlowAnswer, FlowOperation, FlowProbe, FlowRank, FlowStress};
@@ -295,15 +297,14 @@ mod tests {
         let flows = random_v4(1);
         let harness = Harness::new(&frame(flows[0]), &flows).unwrap();
         harness.put(harness.empty()).unwrap();
-        // Either may be disturbed, so the nearest of many counts; the kernel cuts the fraction off.
-        let difference = (0..100).map(|_| {
+        // Either may be disturbed, however long: until once neither is. The kernel cuts the fraction off.
+        let agree = (0..100_000).any(|_| {
             let run = harness.run(WINDOW).unwrap();
             let ours = run.time.as_nanos() as f64 / f64::from(WINDOW);
             let kernels = run.mean.as_nanos() as f64 + 0.5;
-            (ours - kernels).abs() / kernels.max(20.0)
+            (ours - kernels).abs() / kernels.max(20.0) < 0.05
         });
-        let nearest = difference.fold(f64::MAX, f64::min);
-        assert!(nearest < 0.05, "{:.1} % apart", nearest * 100.0);
+        assert!(agree, "5 % apart at least, in every window");
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub mod audit;
 pub mod bench;
 pub mod bpffs;
 pub mod chart;
+pub mod counts;
 pub mod cpu;
 mod device;
 mod error;

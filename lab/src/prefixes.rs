@@ -50,11 +50,17 @@ impl Prefixes {
         Ok(Self::of(v4, v6, origin))
     }
 
+    /// What tests take: with `./x test --full` and `--long` as [`Prefixes::read`], else made up, so that a short run finds
+    /// the same everywhere, whatever lies beside the checkout.
+    pub fn for_tests() -> Result<Self> {
+        if std::env::var_os("XDPKIT_FULL").is_some() { Self::read() } else { Ok(Self::made_up()) }
+    }
+
     fn made_up() -> Self {
         let mut random = Random::new(11);
         let v4 = (0..MADE_UP[0]).map(|_| net4(random.ipv4(), 24 - random.below(5) as u8)).collect();
         let v6 = (0..MADE_UP[1]).map(|_| net6(random.ipv6(), 48 - random.below(17) as u8)).collect();
-        Self::of(v4, v6, "made up: no list at hand".into())
+        Self::of(v4, v6, "made up".into())
     }
 
     fn of(mut v4: Vec<Ipv4Net>, mut v6: Vec<Ipv6Net>, origin: String) -> Self {

@@ -7,11 +7,14 @@ use std::{
 };
 
 use fastrand::Rng;
-use xdpkit_lab::bench::{FlowOperation, FlowProbe, FlowRank};
+use xdpkit_lab::{
+    bench::{FlowOperation, FlowProbe, FlowRank},
+    counts::times,
+};
 
 use super::{
     FlowTable, Inserted, KEEP, Shape,
-    tests::{nothing, secret, times},
+    tests::{nothing, secret},
 };
 
 /// `enum flow_answer`.
@@ -121,7 +124,8 @@ fn every_answer_is_the_models() {
 /// Trap H2, as the program sees it.
 #[test]
 fn h2_the_program_refuses_nothing_up_to_half_of_the_capacity() {
-    for (capacity, seeds) in [(64, 20), (4096, 8), (1 << 18, times(1, 20, 0)), (1 << 22, times(0, 2, 0))] {
+    for (capacity, seeds) in [(64, 20), (4096, 8), (1 << 18, times(1, 20, 0) as u64), (1 << 22, times(0, 2, 0) as u64)]
+    {
         for seed in 0..seeds {
             let (probe, table) = probe(capacity, seed);
             let operations: Vec<_> =
@@ -137,7 +141,7 @@ fn h2_the_program_refuses_nothing_up_to_half_of_the_capacity() {
 /// entry whose value was told.
 #[test]
 fn two_cpus_lose_no_update_and_see_no_torn_entry() {
-    let operations = times(1_000_000, 50_000_000, 100_000);
+    let operations = times(1_000_000, 50_000_000, 100_000) as u64;
     for (capacity, keys, rank, remove) in [
         // All there; a handful of entries; entries that come and go; a table that overflows, in both ways.
         (4096, 2000, FlowRank::Keep, 0),
@@ -175,7 +179,7 @@ fn the_mirror_changes_entries_while_programs_do() {
     let did = thread::scope(|scope| {
         let (done, probe) = (&done, &probe);
         let kernel = scope.spawn(move || {
-            let did = probe.stress(FlowRank::Lowest, KEYS, 20, 1, times(1_000_000, 20_000_000, 50_000));
+            let did = probe.stress(FlowRank::Lowest, KEYS, 20, 1, times(1_000_000, 20_000_000, 50_000) as u64);
             done.store(true, Ordering::Relaxed);
             did
         });

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::atomic::AtomicU64};
 
 use fastrand::Rng;
+use xdpkit_lab::counts::times;
 
 use super::{FlowTable, HEADER_WORDS, Inserted, KEEP, KEY_MIN, LINE_WORDS, STALE, Secret, Shape};
 
@@ -28,15 +29,6 @@ pub(super) fn nothing(_: u32) {}
 /// For insertions for which nothing may go.
 fn nobody(key: u64, value: u64) {
     panic!("{key} went, with {value}")
-}
-
-/// How often something is repeated: usually, with `./x test --full`, and in an emulated machine.
-pub(super) fn times(usual: u64, full: u64, emulated: u64) -> u64 {
-    match (std::env::var_os("XDPKIT_EMULATED"), std::env::var_os("XDPKIT_FULL")) {
-        (Some(_), _) => emulated,
-        (None, Some(_)) => full,
-        (None, None) => usual,
-    }
 }
 
 #[test]
@@ -108,7 +100,7 @@ fn keys_of_regular_numbers_spread_evenly() {
 fn h2_nothing_is_refused_or_evicted_up_to_half_of_the_capacity() {
     let sizes = [(16, 2000), (64, 1000), (1000, 400), (1 << 14, 30), (1 << 18, 3), (1 << 22, 1)];
     for (capacity, tables) in sizes {
-        for seed in 0..times(tables / 2 + 1, tables * 20, 1) {
+        for seed in 0..times(tables / 2 + 1, tables * 20, 1) as u64 {
             let table = plain(capacity, seed);
             let mut stashed = 0;
             for number in 0..u64::from(capacity / 2) {
@@ -128,7 +120,7 @@ fn h2_nothing_is_refused_or_evicted_up_to_half_of_the_capacity() {
 #[test]
 fn half_the_capacity_holds_whoever_has_gone_before() {
     // The table has been full of flows that are stale by now: fresh ones find room all the same.
-    for seed in 0..times(10, 200, 1) {
+    for seed in 0..times(10, 200, 1) as u64 {
         let table = plain(4096, seed);
         let rank = |value: u64| if value < 1000 { STALE | (1000 - value) << 2 } else { KEEP };
         for number in 0..8192 {

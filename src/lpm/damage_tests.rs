@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
 use ipnet::{Ipv4Net, Ipv6Net};
+use xdpkit_lab::counts::times;
 
 use super::{
     Error, LINE_WORDS, ROOT_LINES, Root, Table,
-    model::{Family, Model, Spread, bits_of, counts, owner_length, probe, random_prefix},
+    model::{Family, Model, Spread, bits_of, owner_length, probe, random_prefix},
     node::{COMPRESSED, LINE_MASK, NODE, PATH},
 };
 
@@ -138,7 +139,7 @@ fn stray_words_of(table: &Table<Memory>, root: u32, random: &mut Rng) -> u32 {
 
 fn any_word_may_be_anything<P: Family>() {
     let mut random = Rng::with_seed(6);
-    for round in 0..counts(5000, 60) {
+    for round in 0..times(60, 5_000, 6) {
         let spread = if random.bool() { Spread::Dense } else { Spread::Sparse };
         let mut model = Model::new();
         let prefixes: Vec<P> = (0..random.usize(1..60)).map(|_| random_prefix(&mut random, spread)).collect();
@@ -181,7 +182,7 @@ fn no_word_of_a_table_makes_an_edit_panic() {
 /// What the tables of an upgraded process look like: two writers, each with its own view of what is free.
 fn two_writers<P: Family>() {
     let mut random = Rng::with_seed(7);
-    for round in 0..counts(300, 12) {
+    for round in 0..times(12, 300, 1) {
         let shared = memory(2 * ROOT_LINES + 2000);
         let mut first = Table::new(shared);
         let root = first.build::<P>(&[]).unwrap();

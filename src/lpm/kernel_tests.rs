@@ -11,11 +11,11 @@ use std::{
 
 use fastrand::Rng;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use xdpkit_lab::{bench::LpmProbe, prefixes::Prefixes};
+use xdpkit_lab::{bench::LpmProbe, counts::times, prefixes::Prefixes};
 
 use super::{
     Error, Root, Table,
-    model::{Family, Model, Spread, counts, owner_length, probe, random_prefix},
+    model::{Family, Model, Spread, owner_length, probe, random_prefix},
 };
 
 /// A family as the probe's programs know it.
@@ -38,12 +38,12 @@ impl Probed for Ipv6Net {
     }
 }
 
-/// A real table where one is at hand.
+/// In a full run a real table where one is at hand.
 fn prefixes<P: Probed>() -> Vec<P>
 where
     P::Address: Into<IpAddr>,
 {
-    Prefixes::read().unwrap().all().filter_map(P::of).collect()
+    Prefixes::for_tests().unwrap().all().filter_map(P::of).collect()
 }
 
 fn three_readers_agree<P: Probed>()
@@ -61,10 +61,10 @@ where
     let root = table.build(&model.sorted::<P>()).unwrap();
     let roots = [root.line(), root.line()];
     lpm.set_roots(roots[0], roots[1]).unwrap();
-    let probes = counts(1_000_000, 50_000);
+    let probes = times(50_000, 1_000_000, 5_000);
     compare(&lpm, &table, root, &model, &prefixes, probes, &mut random);
 
-    for _ in 0..counts(100_000, 2000) {
+    for _ in 0..times(2_000, 100_000, 200) {
         if random.bool() {
             let prefix: P = random_prefix(&mut random, Spread::Sparse);
             let leaf = model.insert(prefix);
@@ -195,7 +195,7 @@ where
         });
         let mut model = kept;
         let mut periods = 0;
-        while periods < 3 || rounds.load(Ordering::Relaxed) < counts(500, 20) {
+        while periods < 3 || rounds.load(Ordering::Relaxed) < times(20, 500, 2) {
             let (prefix, leaf) = *random.choice(&moving).unwrap();
             let present = model.get(prefix).is_some();
             let covering = model.covering(prefix);

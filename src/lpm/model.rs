@@ -163,14 +163,3 @@ pub(super) fn probe<P: Family>(random: &mut Rng, prefixes: &[P], spread: Spread)
         (_, Some(prefix)) => bits_of(*prefix) | random.u128(..) & !mask(prefix.length()),
     }
 }
-
-/// How often something is done: with `./x test --full`, usually, and in an emulated machine.
-pub(super) fn counts(full: usize, usual: usize) -> usize {
-    if std::env::var_os("XDPKIT_EMULATED").is_some() {
-        usual / 10
-    } else if std::env::var_os("XDPKIT_FULL").is_some() {
-        full
-    } else {
-        usual
-    }
-}

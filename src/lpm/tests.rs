@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use fastrand::Rng;
 use ipnet::{Ipv4Net, Ipv6Net};
+use xdpkit_lab::counts::times;
 
 use super::{
     Error, LINE_WORDS, ROOT_LINES, Root, Table,
-    model::{Family, Model, Spread, bits_of, counts, owner_length, probe, random_bits, random_prefix},
+    model::{Family, Model, Spread, bits_of, owner_length, probe, random_bits, random_prefix},
 };
 
 type Memory = Vec<AtomicU32>;
@@ -56,7 +57,7 @@ fn survives_edits<P: Family>() {
         let (mut model, mut table) = (Model::new(), table(1 << 18));
         let root = table.build::<P>(&[]).unwrap();
         let mut prefixes: Vec<P> = Vec::new();
-        let edits = counts(100_000, 20_000);
+        let edits = times(20_000, 100_000, 2_000);
         for edit in 0..edits {
             // It grows to some thousands of prefixes, shrinks, grows again.
             let growing = (edit * 4 / edits).is_multiple_of(2);

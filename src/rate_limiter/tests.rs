@@ -1,7 +1,10 @@
 //! What can only be tried from inside: another CPU's clock, and buckets idle for longer than any test runs. These need
 //! root.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{RateLimiter, RateLimiterConfig, rate::shifts, source::Source, source::tag};
 use crate::{
@@ -51,9 +54,11 @@ fn r3_a_clock_that_went_back_gives_nothing_away() {
         // The burst lasts for some time; the other clock is that much and more ahead.
         let burst = rate.burst_size() * 1_000_000_000 / rate.amount();
         for ahead in [1, 20_000_000, 400_000_000] {
+            let set = Instant::now();
             set_lead(&limiter, (burst + ahead) as i64);
-            let passed = passes(&limiter, 1);
-            assert_eq!(passed, usize::from(ahead == 1 && passed == 1), "{rate}: {ahead} ns ahead");
+            // Unless this machine was so slow that the time has come; the coarse clock is a tick early at most.
+            let came = || set.elapsed() + Duration::from_millis(10) >= Duration::from_nanos(ahead);
+            assert!(passes(&limiter, 1) == 0 || came(), "{rate}: {ahead} ns ahead");
         }
         set_lead(&limiter, (burst + 30_000_000) as i64);
         std::thread::sleep(Duration::from_nanos(burst + 60_000_000));
@@ -85,9 +90,9 @@ fn a_bucket_that_was_idle_for_any_time_is_empty() {
 #[test]
 fn an_idle_bucket_is_protected_for_a_time() {
     for rate in [Rate::per_second(100).burst(5), Rate::per_second(20_000_000).burst(5)] {
-        for (idle, stays) in [(900, true), (2300, false), (3_200_000, false)] {
+        for (idle, stays) in [(2000, true), (5300, false), (3_200_000, false)] {
             let config =
-                RateLimiterConfig::default().sources(64).protect(Duration::from_secs(1)).limit(Scope::All, rate);
+                RateLimiterConfig::default().sources(64).protect(Duration::from_secs(4)).limit(Scope::All, rate);
             let limiter = RateLimiter::load(&config).unwrap();
             assert_eq!(passes(&limiter, 2), 2);
             let idle = (idle * 1_000_000).min(sys::monotonic().as_nanos() as i64 - 1);
@@ -95,6 +100,10 @@ fn an_idle_bucket_is_protected_for_a_time() {
             for n in 0..2000_u16 {
                 let mut other = frame();
                 other[26..30].copy_from_slice(&[10, 0, (n >> 8) as u8, n as u8]);
+                // However long this takes.
+                if stays {
+                    set_lead(&limiter, -idle);
+                }
                 limiter.test_run(&other).unwrap();
             }
             let known = !limiter.source(SOURCE).unwrap().is_empty();

@@ -50,7 +50,7 @@ pub(crate) fn example() -> PathBuf {
 
 /// Whether an address of the pair's server answers a ping of its client.
 pub(crate) fn answers(lab: &Pair, to: IpAddr) -> bool {
-    ping(&lab.client, to, 1, Duration::ZERO, Duration::from_millis(500)).unwrap().received == 1
+    ping(&lab.client, to, 1, Duration::ZERO, Duration::from_secs(1)).unwrap().received == 1
 }
 
 /// The metrics, as they are scraped.

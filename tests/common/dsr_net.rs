@@ -18,7 +18,7 @@ use xdpkit_lab::{
 
 pub(crate) const VIP4: [u8; 4] = [192, 168, 178, 100];
 pub(crate) const VIP6: [u16; 8] = [0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x100];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How packets get to the backends, and what there is at their end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

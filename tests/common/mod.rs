@@ -16,28 +16,11 @@ pub(crate) mod traffic;
 
 use std::{
     env,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use xdpkit::{Action, Reason, Stage};
-
-/// How often something is repeated: usually, with `./x test --full`, and in an emulated machine.
-pub(crate) fn times(usual: usize, full: usize, emulated: usize) -> usize {
-    if is_emulated() {
-        emulated
-    } else if env::var_os("XDPKIT_FULL").is_some() {
-        full
-    } else {
-        usual
-    }
-}
-
-/// Held by a test that measures: the tests of one program run side by side.
-pub(crate) fn undisturbed() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub(crate) use xdpkit_lab::counts::times;
 
 /// Cases of a comparison with a model, each made of its number alone: a fixed count of them from a fixed start, or with
 /// `./x fuzz` as many as the time allows, from a start that no run had before. `XDPKIT_CASE=N` is only that one.
@@ -112,13 +95,11 @@ pub(crate) fn received_drops() -> u64 {
     line.split_whitespace().nth(4).unwrap().parse().unwrap()
 }
 
-/// Waits until something holds, for a few seconds at most: the caller asserts it.
+/// Waits until something holds, for a minute at most: the caller asserts it.
 pub(crate) fn wait_for(holds: impl Fn() -> bool) {
-    for _ in 0..150 {
-        if holds() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

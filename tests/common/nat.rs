@@ -29,7 +29,7 @@ pub(crate) const SERVICES: [(&str, &str); 4] = [
 /// Virtual addresses that exist nowhere: in the lab, the balancer is everybody's default gateway.
 pub(crate) const ROUTED_VIPS: [&str; 2] = ["198.51.100.10", "2001:db8:99::10"];
 /// For how long real hosts wait for each other.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Attaches to both sides of the lab's balancer, which knows a way to everywhere, as hosts do: a virtual address that it
 /// knows nothing of might be its own, and its packets are no good for finding out neighbours.

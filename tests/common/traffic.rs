@@ -38,7 +38,7 @@ impl Lockstep {
         let (servers, clients) = (pair.server_addr.both(), pair.client_addr.both());
         let sinks = servers.map(|address| pair.server.run(|| UdpSocket::bind((address, 9000)).unwrap()));
         for sink in &sinks {
-            sink.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            sink.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         }
         let stopping = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {

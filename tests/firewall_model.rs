@@ -1,12 +1,8 @@
-//! A real routing table in the firewall: answers against a model, and what loading and editing take.
+//! A routing table in the firewall, edited: every verdict against a model.
 
 mod common;
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use fastrand::Rng;
 use xdpkit::{Action, Decision, Engine, Firewall, FirewallConfig, Rule, Selector, Stage as _, ipnet::IpNet};
@@ -14,16 +10,11 @@ use xdpkit_lab::{
     bench::Random,
     frame::Frame,
     prefixes::{Prefixes, inside},
-    usage::Memory,
 };
-
-/// What loading and publishing a whole table may take, and 99 of 100 edits in it.
-const LOAD_MOST: Duration = Duration::from_secs(3);
-const EDIT_MOST: Duration = Duration::from_micros(200);
 
 /// The table; a part of it in a short run.
 fn prefixes() -> Vec<IpNet> {
-    let Prefixes { mut v4, mut v6, origin } = Prefixes::read().unwrap();
+    let Prefixes { mut v4, mut v6, origin } = Prefixes::for_tests().unwrap();
     println!("prefixes: {origin}");
     v4.truncate(common::times(15_000, usize::MAX, 800));
     v6.truncate(common::times(5_000, usize::MAX, 200));
@@ -96,11 +87,6 @@ fn agree(firewall: &Firewall, model: &Model, table: &[IpNet], random: &mut Rng, 
     println!("{}: {probes} packets of each family as the model says: {verdicts:?}", firewall.name());
 }
 
-fn percentile(times: &mut [Duration], part: usize) -> Duration {
-    times.sort_unstable();
-    times[(times.len() * part / 100).min(times.len() - 1)]
-}
-
 #[test]
 fn a_routing_table_is_judged_as_the_model_says_and_after_edits_too() {
     let table = prefixes();
@@ -119,14 +105,10 @@ fn a_routing_table_is_judged_as_the_model_says_and_after_edits_too() {
         let config =
             FirewallConfig::default().capacity(capacity).engine(engine).name(format!("{engine:?}").to_lowercase());
         let firewall = Firewall::load(&config).unwrap();
-        let start = Instant::now();
-        let done = firewall.replace_all(rules).unwrap();
-        let load = start.elapsed();
-        println!("{engine:?}: {} rules loaded and published in {load:?}", done.added);
+        firewall.replace_all(rules).unwrap();
         let probes = common::times(20_000, 1_000_000, 500);
         agree(&firewall, &model, &table, &mut random, probes);
 
-        let mut times = Vec::new();
         for _ in 0..common::times(5_000, 100_000, 200) {
             let net = if random.u8(..3) == 0 { random_prefix(&mut random) } else { *random.choice(&table).unwrap() };
             let mut selector = Selector::new(net);
@@ -134,20 +116,12 @@ fn a_routing_table_is_judged_as_the_model_says_and_after_edits_too() {
                 selector = selector.protocol(17).unwrap().ports(53..=53).unwrap();
             }
             let rule = (random.u8(..3) > 0).then(|| rule(&mut random));
-            let start = Instant::now();
             match rule {
                 Some(rule) => drop(firewall.insert(selector, rule).unwrap()),
                 None => drop(firewall.remove(selector).unwrap()),
             }
-            times.push(start.elapsed());
             model.set(selector, rule);
         }
-        let [half, most] = [50, 99].map(|part| percentile(&mut times, part));
-        println!("{engine:?}: an edit takes {half:?}, at the 99th percentile {most:?}; {}", Memory::now().unwrap());
         agree(&firewall, &model, &table, &mut random, probes);
-        if !common::is_emulated() {
-            assert!(engine == Engine::Trie || load <= LOAD_MOST, "{load:?} to load; allowed are {LOAD_MOST:?}");
-            assert!(most <= EDIT_MOST, "{most:?} an edit; allowed are {EDIT_MOST:?}");
-        }
     }
 }
