@@ -37,7 +37,7 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         let mut taken = Vec::new();
         let root = self.build_root::<P>(&entries, &mut taken);
         if root.is_err() {
-            taken.into_iter().for_each(|block| self.lines.give(block));
+            self.give_back(taken);
         }
         root
     }
@@ -96,7 +96,7 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         if P::PATHS
             && let Some(path) = Path::of(&slots)
         {
-            return self.build_path(path, at, taken);
+            return self.build_path::<P>(path, at, taken);
         }
         let shape = Shape::of(runs);
         let block = self.lines.take(shape.order())?;
@@ -105,34 +105,54 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
     }
 
     /// A step that goes on in one way only: the path there grows, or one begins.
-    fn build_path(&mut self, step: Path, at: usize, taken: &mut Vec<Block>) -> Result<u32, Error> {
+    fn build_path<P: Prefix>(&mut self, step: Path, at: usize, taken: &mut Vec<Block>) -> Result<u32, Error> {
         if node::is_path(step.next)
-            && let Some(longer) = step.joined(&self.words().path(step.next), at + 1)
+            && let Some(longer) = step.joined(&self.path::<P>(step.next, at + 1)?.0, at + 1)
         {
-            return Ok(self.words().write_path(self.words().block(step.next), &longer));
+            return Ok(self.words().write_path(node::path_block(step.next), &longer));
         }
         let block = self.lines.take(Shape::Path.order())?;
         taken.push(block);
         Ok(self.words().write_path(block, &step))
     }
 
-    /// Retires a table that programs have been told to leave: all its lines go to the quarantine.
-    pub(crate) fn free<P: Prefix>(&mut self, root: Root<P>) {
-        let mut retired = vec![Block { line: root.line, order: ROOT_ORDER }];
-        for slot in 0..ROOT_SLOTS {
-            self.collect(self.words().load(node::Words::flat_at(root.line, slot)), &mut retired);
+    /// What was taken for a table or a change that does not come about.
+    pub(super) fn give_back(&mut self, taken: Vec<Block>) {
+        for block in taken {
+            // All of them are in use since just now.
+            let _ = self.lines.give(block);
         }
-        retired.into_iter().for_each(|block| self.lines.retire(block));
     }
 
-    /// Adds the blocks of what a word leads to.
-    fn collect(&self, word: u32, blocks: &mut Vec<Block>) {
+    /// Retires a table that programs have been told to leave: all its lines go to the quarantine. What is damaged
+    /// stays in use, and so do lines that are not known to be this table's.
+    pub(crate) fn free<P: Prefix>(&mut self, root: Root<P>) {
+        if let Some(at) = self.damaged.iter().position(|(line, _)| *line == root.line) {
+            let (_, blocks) = self.damaged.swap_remove(at);
+            for block in blocks {
+                // No change of a damaged table retires any.
+                let _ = self.lines.retire(block);
+            }
+        } else if self.lines.retire(Block { line: root.line, order: ROOT_ORDER }).is_ok() {
+            for slot in 0..ROOT_SLOTS {
+                self.retire_below::<P>(self.words().load(node::Words::flat_at(root.line, slot)), 2);
+            }
+        }
+    }
+
+    fn retire_below<P: Prefix>(&mut self, word: u32, at: usize) {
         if node::is_path(word) {
-            blocks.push(self.words().block(word));
-            self.collect(self.words().path(word).next, blocks);
-        } else if node::is_node(word) {
-            blocks.push(self.words().block(word));
-            self.words().expand(word).into_iter().for_each(|word| self.collect(word, blocks));
+            if let Ok((path, end)) = self.path::<P>(word, at)
+                && self.lines.retire(node::path_block(word)).is_ok()
+            {
+                self.retire_below::<P>(path.next, end);
+            }
+        } else if node::is_node(word)
+            && let Ok(node) = self.node::<P>(word, at)
+            && let Some(block) = node.block()
+            && self.lines.retire(block).is_ok()
+        {
+            node.slots.into_iter().for_each(|word| self.retire_below::<P>(word, at + 1));
         }
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! A change is planned first: new nodes are written aside, stores to nodes in use are only noted. When there is
 //! room for all of it, the stores are done. Each address is decided by one word of what is in use, so a packet sees
-//! the old answer or the new one; and a change that does not fit has changed nothing.
+//! the old answer or the new one; and a change that does not fit, or meets what is no table, has changed nothing.
 
 use std::sync::atomic::AtomicU32;
 
 use super::{
-    Block, Error, LEAF_END, Prefix, ROOT_SLOTS, Root, Slots, Table, covered, covered_by_root,
-    node::{self, Path, Shape, Words, is_node, is_path},
+    Block, Error, LEAF_END, Prefix, ROOT_ORDER, ROOT_SLOTS, Root, Slots, Table, covered, covered_by_root,
+    node::{self, Node, Path, Shape, Words, is_node, is_path},
 };
 
 /// A change that is being prepared.
@@ -60,15 +60,23 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
     fn change<P: Prefix>(&mut self, root: Root<P>, prefix: P, leaf: impl Fn(u32) -> u32) -> Result<(), Error> {
         let change = Change { octets: prefix.octets(), length: prefix.length(), leaf };
         let mut plan = Plan::default();
-        if let Err(error) = self.plan_root::<P>(root, &change, &mut plan) {
-            plan.taken.into_iter().for_each(|block| self.lines.give(block));
+        let planned = self.plan_root::<P>(root, &change, &mut plan).and_then(|()| self.can_retire(&mut plan.retired));
+        if let Err(error) = planned {
+            self.give_back(plan.taken);
             return Err(error);
         }
         for (at, word) in plan.stores {
             self.words().store(at, word);
         }
-        plan.retired.into_iter().for_each(|block| self.lines.retire(block));
-        Ok(())
+        plan.retired.into_iter().try_for_each(|block| self.lines.retire(block))
+    }
+
+    /// Whether each of these is in use, and there once: what else leads to a node that goes would be led astray.
+    fn can_retire(&self, blocks: &mut [Block]) -> Result<(), Error> {
+        blocks.sort_unstable_by_key(|block| block.line);
+        let twice = blocks.windows(2).find(|pair| pair[0].line == pair[1].line).map(|pair| pair[0]);
+        let wrong = twice.or_else(|| blocks.iter().find(|block| !self.lines.owns(**block)).copied());
+        wrong.map_or(Ok(()), |block| Err(Error::Corrupt(block.line)))
     }
 
     fn plan_root<P: Prefix>(
@@ -77,6 +85,10 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         change: &Change<impl Fn(u32) -> u32>,
         plan: &mut Plan,
     ) -> Result<(), Error> {
+        let whole = self.lines.owns(Block { line: root.line, order: ROOT_ORDER });
+        if !whole || self.damaged.iter().any(|(line, _)| *line == root.line) {
+            return Err(Error::Corrupt(root.line));
+        }
         let slots = covered_by_root(&change.octets, change.length);
         debug_assert!(*slots.end() < ROOT_SLOTS);
         for slot in slots {
@@ -104,8 +116,8 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         if is_path(word) {
             return self.descend_path::<P>(word, at, change, plan);
         }
-        let old = self.words().expand(word);
-        let mut new = old;
+        let old = self.node::<P>(word, at)?;
+        let mut new = old.slots;
         if usize::from(change.length) > 8 * (at + 1) {
             let slot = &mut new[usize::from(change.octets[at])];
             *slot = self.descend::<P>(*slot, at + 1, change, plan)?;
@@ -123,8 +135,7 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         change: &Change<impl Fn(u32) -> u32>,
         plan: &mut Plan,
     ) -> Result<u32, Error> {
-        let path = self.words().path(word);
-        let end = at + path.count;
+        let (path, end) = self.path::<P>(word, at)?;
         let whole = usize::from(change.length) / 8;
         let along = (at..end.min(whole)).take_while(|byte| change.octets[*byte] == path.byte(byte - at)).count();
         if along == path.count {
@@ -132,7 +143,7 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
                 true => self.descend::<P>(path.next, end, change, plan)?,
                 false => self.repaint::<P>(path.next, end, change, plan)?,
             };
-            return self.replace_path(word, end, &path, Path { next, ..path }, plan);
+            return self.replace_path::<P>(word, end, &path, Path { next, ..path }, plan);
         }
 
         let split = at + along;
@@ -144,13 +155,13 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
                 return Ok(word);
             }
             let next = self.repaint::<P>(path.next, end, change, plan)?;
-            return self.replace_path(word, end, &path, Path { next, ..path }, plan);
+            return self.replace_path::<P>(word, end, &path, Path { next, ..path }, plan);
         }
 
         // Byte `split` gets a node, with what is left of the path before it and behind.
         let mut old: Slots = [path.other; 256];
         old[usize::from(path.byte(along))] = match along + 1 < path.count {
-            true => self.write_path(end, path.tail(along + 1), plan)?,
+            true => self.write_path::<P>(end, path.tail(along + 1), plan)?,
             false => path.next,
         };
         let mut new = old;
@@ -161,12 +172,12 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
             let slot = &mut new[usize::from(change.octets[split])];
             *slot = self.descend::<P>(*slot, split + 1, change, plan)?;
         }
-        let node = self.replace::<P>(path.other, split, &old, &new, plan)?;
-        self.plan_retirement(word, plan);
+        let node = self.replace::<P>(path.other, split, &Node::of(old), &new, plan)?;
+        plan.retired.push(node::path_block(word));
         if along == 0 || node == path.other {
             return Ok(node);
         }
-        self.write_path(split, path.head(along, node), plan)
+        self.write_path::<P>(split, path.head(along, node), plan)
     }
 
     /// What a slot says after the change, which covers all of it.
@@ -181,13 +192,13 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
             return Ok((change.leaf)(word));
         }
         if is_path(word) {
-            let path = self.words().path(word);
-            let end = at + path.count;
+            let (path, end) = self.path::<P>(word, at)?;
             let next = self.repaint::<P>(path.next, end, change, plan)?;
-            return self.replace_path(word, end, &path, Path { next, other: (change.leaf)(path.other), ..path }, plan);
+            let new = Path { next, other: (change.leaf)(path.other), ..path };
+            return self.replace_path::<P>(word, end, &path, new, plan);
         }
-        let old = self.words().expand(word);
-        let mut new = old;
+        let old = self.node::<P>(word, at)?;
+        let mut new = old.slots;
         self.repaint_slots::<P>(&mut new, at + 1, change, plan)?;
         self.replace::<P>(word, at, &old, &new, plan)
     }
@@ -219,72 +230,76 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         &mut self,
         word: u32,
         at: usize,
-        old: &Slots,
+        old: &Node,
         new: &Slots,
         plan: &mut Plan,
     ) -> Result<u32, Error> {
-        if old == new {
+        if old.slots == *new {
             return Ok(word);
         }
         let runs = node::runs_of(new);
         if runs == 1 && !is_node(new[0]) {
-            self.plan_retirement(word, plan);
+            plan.retired.extend(old.block());
             return Ok(new[0]);
         }
         if P::PATHS
             && let Some(path) = Path::of(new)
         {
-            return match self.write_path(at + 1, path, plan) {
-                Ok(written) => {
-                    self.plan_retirement(word, plan);
-                    Ok(written)
-                }
-                Err(error) => {
-                    if self.plan_stores(word, old, new, plan) {
-                        Ok(word)
-                    } else {
-                        Err(error)
-                    }
-                }
-            };
+            let written = self.write_path::<P>(at + 1, path, plan);
+            return Self::or_in_place(written, word, old, new, plan);
         }
         let shape = Shape::of(runs);
-        let shrinks = is_node(word) && self.words().shape(word).order() > shape.order();
+        let shrinks = old.block().is_some_and(|block| block.order > shape.order());
         // A flat node stays flat for a while, lest a prefix that comes and goes rebuilds it each time.
-        let stays = !shrinks || self.words().shape(word) == Shape::Flat && runs > node::COMPRESSED_RUNS / 2;
-        if stays && self.plan_stores(word, old, new, plan) {
+        let stays = !shrinks || old.is_flat() && runs > node::COMPRESSED_RUNS / 2;
+        if stays && plan_stores(old, new, plan) {
             return Ok(word);
         }
-        match self.lines.take(shape.order()) {
-            Ok(block) => {
-                plan.taken.push(block);
-                self.plan_retirement(word, plan);
-                Ok(self.words().write(block, shape, new))
+        let written = self.lines.take(shape.order()).map(|block| {
+            plan.taken.push(block);
+            self.words().write(block, shape, new)
+        });
+        Self::or_in_place(written, word, old, new, plan)
+    }
+
+    /// A removal needs no room: every run that is left started where one did before.
+    fn or_in_place(
+        written: Result<u32, Error>,
+        word: u32,
+        old: &Node,
+        new: &Slots,
+        plan: &mut Plan,
+    ) -> Result<u32, Error> {
+        match written {
+            Ok(written) => {
+                plan.retired.extend(old.block());
+                Ok(written)
             }
-            // A removal needs no room: every run that is left started where one did before.
-            Err(error) => {
-                if self.plan_stores(word, old, new, plan) {
-                    Ok(word)
-                } else {
-                    Err(error)
-                }
-            }
+            Err(Error::Full | Error::Quarantined) if plan_stores(old, new, plan) => Ok(word),
+            Err(error) => Err(error),
         }
     }
 
     /// The same for a path that ends before byte `end`.
-    fn replace_path(&mut self, word: u32, end: usize, old: &Path, new: Path, plan: &mut Plan) -> Result<u32, Error> {
+    fn replace_path<P: Prefix>(
+        &mut self,
+        word: u32,
+        end: usize,
+        old: &Path,
+        new: Path,
+        plan: &mut Plan,
+    ) -> Result<u32, Error> {
         if *old == new {
             return Ok(word);
         }
         if new.next == new.other {
-            self.plan_retirement(word, plan);
+            plan.retired.push(node::path_block(word));
             return Ok(new.other);
         }
-        if self.joined(end, &new, plan).is_some()
-            && let Ok(written) = self.write_path(end, new, plan)
+        if self.joined::<P>(end, &new, plan)?.is_some()
+            && let Ok(written) = self.write_path::<P>(end, new, plan)
         {
-            self.plan_retirement(word, plan);
+            plan.retired.push(node::path_block(word));
             return Ok(written);
         }
         plan.stores.push((Words::path_next_at(word), new.next));
@@ -293,48 +308,42 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
     }
 
     /// Writes a path aside, which ends before byte `end`, joined with the one that follows it.
-    fn write_path(&mut self, end: usize, path: Path, plan: &mut Plan) -> Result<u32, Error> {
+    fn write_path<P: Prefix>(&mut self, end: usize, path: Path, plan: &mut Plan) -> Result<u32, Error> {
         let block = self.lines.take(Shape::Path.order())?;
         plan.taken.push(block);
-        let joined = self.joined(end, &path, plan);
+        let joined = self.joined::<P>(end, &path, plan)?;
         if joined.is_some() {
-            self.plan_retirement(path.next, plan);
+            plan.retired.push(node::path_block(path.next));
         }
         Ok(self.words().write_path(block, &joined.unwrap_or(path)))
     }
 
     /// A path and the one that follows it, as one.
-    fn joined(&self, end: usize, path: &Path, plan: &Plan) -> Option<Path> {
+    fn joined<P: Prefix>(&self, end: usize, path: &Path, plan: &Plan) -> Result<Option<Path>, Error> {
         // What the plan changes in that one is not there yet. It comes last: there is nothing else below.
         let changes = |next: u32| plan.stores.last().is_some_and(|(at, _)| *at == Words::path_other_at(next));
         if !is_path(path.next) || changes(path.next) {
-            return None;
+            return Ok(None);
         }
-        path.joined(&self.words().path(path.next), end)
+        Ok(path.joined(&self.path::<P>(path.next, end)?.0, end))
     }
+}
 
-    /// Changes a node where it is, if its shape allows that.
-    fn plan_stores(&self, word: u32, old: &Slots, new: &Slots, plan: &mut Plan) -> bool {
-        let before = plan.stores.len();
-        let fits = is_node(word)
-            && (0..new.len()).all(|slot| match self.words().own_word(word, slot) {
-                Some(at) => {
-                    if new[slot] != old[slot] {
-                        plan.stores.push((at, new[slot]));
-                    }
-                    true
+/// Changes a node where it is, if its shape allows that.
+fn plan_stores(old: &Node, new: &Slots, plan: &mut Plan) -> bool {
+    let before = plan.stores.len();
+    let fits = old.block().is_some()
+        && (0..new.len()).all(|slot| match old.own_word(slot) {
+            Some(at) => {
+                if new[slot] != old.slots[slot] {
+                    plan.stores.push((at, new[slot]));
                 }
-                None => new[slot] == new[slot - 1],
-            });
-        if !fits {
-            plan.stores.truncate(before);
-        }
-        fits
+                true
+            }
+            None => slot > 0 && new[slot] == new[slot - 1],
+        });
+    if !fits {
+        plan.stores.truncate(before);
     }
-
-    fn plan_retirement(&self, word: u32, plan: &mut Plan) {
-        if is_node(word) {
-            plan.retired.push(self.words().block(word));
-        }
-    }
+    fits
 }

@@ -15,7 +15,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    fn lines(self) -> u32 {
+    pub(super) fn lines(self) -> u32 {
         1 << self.order
     }
 }
@@ -30,6 +30,9 @@ pub(super) struct Lines {
     roots: BTreeSet<u32>,
     free_lines: u32,
     quarantine: Vec<Block>,
+    /// By line, one more than the order of the block in use that starts there, or 0. What words in the memory say of
+    /// blocks is compared with it: a line is free, in use or in quarantine, whatever they say.
+    owned: Vec<u8>,
     total: u32,
 }
 
@@ -44,16 +47,36 @@ impl Lines {
             roots: (0..roots).map(|root| root << ROOT_ORDER).collect(),
             free_lines: reserved,
             quarantine: Vec::new(),
+            owned: vec![0; total as usize],
             total,
         };
         let mut line = reserved;
         while line < total {
             let room = (total - line).ilog2();
             let order = line.trailing_zeros().min(room) as u8;
-            lines.give(Block { line, order });
+            lines.add(Block { line, order });
             line += 1 << order;
         }
         lines
+    }
+
+    /// Whether a block is in use: exactly this one.
+    pub(super) fn owns(&self, block: Block) -> bool {
+        self.owned.get(block.line as usize) == Some(&(block.order + 1))
+    }
+
+    fn own(&mut self, block: Block) -> Block {
+        self.free_lines -= block.lines();
+        self.owned[block.line as usize] = block.order + 1;
+        block
+    }
+
+    fn disown(&mut self, block: Block) -> Result<(), Error> {
+        if !self.owns(block) {
+            return Err(Error::Corrupt(block.line));
+        }
+        self.owned[block.line as usize] = 0;
+        Ok(())
     }
 
     pub(super) fn total(&self) -> u32 {
@@ -73,8 +96,7 @@ impl Lines {
         if order == ROOT_ORDER
             && let Some(line) = self.roots.pop_first()
         {
-            self.free_lines -= 1 << order;
-            return Ok(Block { line, order });
+            return Ok(self.own(Block { line, order }));
         }
         let fits = (order..ORDERS).find_map(|larger| Some((larger, self.free[usize::from(larger)].pop_first()?)));
         let Some((larger, line)) = fits else {
@@ -83,19 +105,25 @@ impl Lines {
         for half in order..larger {
             self.free[usize::from(half)].insert(line + (1 << half));
         }
-        self.free_lines -= 1 << order;
-        Ok(Block { line, order })
+        Ok(self.own(Block { line, order }))
     }
 
     /// Takes a given block, if all of it is free.
     pub(super) fn take_at(&mut self, block: Block) -> bool {
+        if block.line.trailing_zeros() < block.order.into() {
+            return false;
+        }
         if block.line < self.reserved {
             let taken = block.order == ROOT_ORDER && self.roots.remove(&block.line);
-            self.free_lines -= if taken { block.lines() } else { 0 };
+            if taken {
+                self.own(block);
+            }
             return taken;
         }
         let holder = |order: u8| block.line >> order << order;
-        let Some(mut order) = self.free_order(block) else {
+        let Some(mut order) =
+            (block.order..ORDERS).find(|order| self.free[usize::from(*order)].contains(&holder(*order)))
+        else {
             return false;
         };
         self.free[usize::from(order)].remove(&holder(order));
@@ -103,22 +131,19 @@ impl Lines {
             order -= 1;
             self.free[usize::from(order)].insert(holder(order) ^ 1 << order);
         }
-        self.free_lines -= block.lines();
+        self.own(block);
         true
     }
 
-    /// Whether a node may be there.
-    pub(super) fn is_free(&self, line: u32) -> bool {
-        self.free_order(Block { line, order: 0 }).is_some()
-    }
-
-    /// The order of the free block that holds this one.
-    fn free_order(&self, block: Block) -> Option<u8> {
-        (block.order..ORDERS).find(|order| self.free[usize::from(*order)].contains(&(block.line >> order << order)))
-    }
-
     /// Gives a block back that no packet can have seen.
-    pub(super) fn give(&mut self, block: Block) {
+    pub(super) fn give(&mut self, block: Block) -> Result<(), Error> {
+        self.disown(block)?;
+        self.add(block);
+        Ok(())
+    }
+
+    /// Adds a block to the free ones.
+    fn add(&mut self, block: Block) {
         let Block { mut line, mut order } = block;
         self.free_lines += block.lines();
         if line < self.reserved {
@@ -129,19 +154,20 @@ impl Lines {
             line &= !(1 << order);
             order += 1;
         }
-        let new = self.free[usize::from(order)].insert(line);
-        debug_assert!(new, "line {line} was free already");
+        self.free[usize::from(order)].insert(line);
     }
 
     /// Gives a block back that packets may still read.
-    pub(super) fn retire(&mut self, block: Block) {
+    pub(super) fn retire(&mut self, block: Block) -> Result<(), Error> {
+        self.disown(block)?;
         self.quarantine.push(block);
+        Ok(())
     }
 
     /// After a grace period: frees what was retired before it.
     pub(super) fn release(&mut self) {
         for block in std::mem::take(&mut self.quarantine) {
-            self.give(block);
+            self.add(block);
         }
     }
 }
@@ -170,7 +196,7 @@ mod tests {
             }
             assert_eq!((lines.free(), lines.take(0)), (0, Err(Error::Full)));
             for block in blocks {
-                lines.give(block);
+                lines.give(block).unwrap();
             }
             assert_eq!(lines, Lines::new(total, 0));
         }
@@ -180,7 +206,7 @@ mod tests {
     fn quarantine_is_not_handed_out() {
         let mut lines = Lines::new(2, 0);
         let block = lines.take(1).unwrap();
-        lines.retire(block);
+        lines.retire(block).unwrap();
         assert_eq!((lines.take(0), lines.in_quarantine(), lines.free()), (Err(Error::Quarantined), 2, 0));
         lines.release();
         assert_eq!(lines, Lines::new(2, 0));
@@ -194,7 +220,7 @@ mod tests {
         let roots = [lines.take(ROOT_ORDER), lines.take(ROOT_ORDER), lines.take(ROOT_ORDER)];
         let at = |line| Block { line, order: ROOT_ORDER };
         assert_eq!(roots, [Ok(at(0)), Ok(at(4096)), Err(Error::Full)]);
-        lines.give(at(4096));
+        lines.give(at(4096)).unwrap();
         assert_eq!((lines.take(0), lines.free()), (Err(Error::Full), 4096));
         assert!(!lines.take_at(Block { line: 4096, order: 0 }) && lines.take_at(at(4096)) && !lines.take_at(at(4096)));
         // Where there is no room for as many, what there is goes to both.
@@ -211,7 +237,35 @@ mod tests {
         for (line, order) in [(36, 0), (39, 0), (32, 4), (0, 6), (38, 1), (100, 0), (96, 3)] {
             assert!(!lines.take_at(Block { line, order }), "{line}");
         }
-        lines.give(block);
+        lines.give(block).unwrap();
         assert_eq!(lines, Lines::new(100, 0));
+    }
+
+    #[test]
+    fn only_what_is_in_use_comes_back_and_only_once() {
+        let mut lines = Lines::new(2 * 4096 + 100, 1);
+        let taken = [lines.take(2).unwrap(), lines.take(0).unwrap(), lines.take(ROOT_ORDER).unwrap()];
+        let free = lines.free();
+        for block in [
+            Block { line: taken[0].line, order: 0 },
+            Block { line: taken[0].line, order: 3 },
+            Block { line: taken[0].line + 1, order: 0 },
+            Block { line: 2 * 4096 + 99, order: 0 },
+            Block { line: 2 * 4096 + 100, order: 0 },
+            Block { line: u32::MAX, order: 0 },
+            Block { line: 0, order: 0 },
+        ] {
+            assert_eq!(lines.give(block), Err(Error::Corrupt(block.line)));
+            assert_eq!(lines.retire(block), Err(Error::Corrupt(block.line)));
+        }
+        assert_eq!((lines.free(), lines.in_quarantine()), (free, 0));
+        for block in taken {
+            lines.retire(block).unwrap();
+            assert_eq!(lines.retire(block), Err(Error::Corrupt(block.line)));
+            assert_eq!(lines.give(block), Err(Error::Corrupt(block.line)));
+            assert!(!lines.take_at(block));
+        }
+        lines.release();
+        assert_eq!(lines, Lines::new(2 * 4096 + 100, 1));
     }
 }

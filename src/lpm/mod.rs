@@ -8,9 +8,15 @@
 //!
 //! Nothing that a packet may be reading is reused: freed lines stay in quarantine until the caller has
 //! waited for a grace period and says so by [`Table::release`].
+//!
+//! The memory is shared with other processes, and what one wrote that was at it at the same time, or was killed, is not
+//! believed: each node is checked as it is read, and against what is known to be in use. An edit that meets anything else
+//! is [`Error::Corrupt`] and changes nothing; [`Table::adopt_what_is_whole`] takes such a table over, to be replaced.
 
 mod adopt;
 mod build;
+#[cfg(test)]
+mod damage_tests;
 mod edit;
 #[cfg(test)]
 mod kernel_tests;
@@ -30,7 +36,7 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use lines::{Block, Lines};
-use node::{Slots, Words};
+use node::{Node, Path, Slots, Words};
 
 /// Words in a line, the unit of allocation: a cache line.
 pub(crate) const LINE_WORDS: usize = 16;
@@ -139,7 +145,7 @@ pub(crate) enum Error {
     /// There may be room after a grace period and [`Table::release`].
     #[error("the table is full until a grace period has passed")]
     Quarantined,
-    /// [`Table::adopt`] met something that this module has not written.
+    /// Something is in the memory that this module has not written, or not where it is.
     #[error("line {0} is no part of a table")]
     Corrupt(u32),
 }
@@ -151,6 +157,8 @@ pub(crate) enum Error {
 pub(crate) struct Table<M> {
     memory: M,
     lines: Lines,
+    /// Roots that were adopted damaged, and the blocks that are kept for what they lead to.
+    damaged: Vec<(u32, Vec<Block>)>,
 }
 
 /// Lines of a table's memory.
@@ -173,7 +181,7 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
     pub(crate) fn with_roots(memory: M, roots: u32) -> Self {
         let lines = memory.as_ref().len() / LINE_WORDS;
         let lines = u32::try_from(lines).unwrap_or(u32::MAX).min(node::LINE_MASK);
-        Self { memory, lines: Lines::new(lines, roots) }
+        Self { memory, lines: Lines::new(lines, roots), damaged: Vec::new() }
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -194,15 +202,31 @@ impl<M: AsRef<[AtomicU32]>> Table<M> {
         let mut word = words.load(Words::flat_at(root.line, root_slot(&octets)));
         let mut at = 2;
         while node::is_node(word) {
-            let steps;
-            (word, steps) = words.step(word, &octets, at);
-            at += steps;
+            // As a program does: nothing is found in what is no table.
+            let Ok((next, steps)) = words.step(word, &octets, at) else { return 0 };
+            (word, at) = (next, at + steps);
         }
         word
     }
 
     fn words(&self) -> Words<'_> {
         Words(self.memory.as_ref())
+    }
+
+    /// The node, or leaf, that byte `at` of an address decides in, as this process has built or adopted it.
+    fn node<P: Prefix>(&self, word: u32, at: usize) -> Result<Node, Error> {
+        let node = self.words().node(word)?;
+        match node.block() {
+            Some(block) if at >= node::end_of::<P>() || !self.lines.owns(block) => Err(Error::Corrupt(block.line)),
+            _ => Ok(node),
+        }
+    }
+
+    /// The same for a path, with the byte behind it.
+    fn path<P: Prefix>(&self, word: u32, at: usize) -> Result<(Path, usize), Error> {
+        let (path, block) = (self.words().path(word)?, node::path_block(word));
+        let end = path.end::<P>(at).filter(|_| self.lines.owns(block));
+        Ok((path, end.ok_or(Error::Corrupt(block.line))?))
     }
 }
 

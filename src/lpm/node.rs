@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{LINE_WORDS, lines::Block};
+use super::{Error, LINE_WORDS, Prefix, lines::Block};
 
 pub(super) const NODE: u32 = 1 << 31;
 pub(super) const COMPRESSED: u32 = 1 << 30;
@@ -51,7 +51,24 @@ fn starts_half(at: usize) -> bool {
     at.is_multiple_of(8)
 }
 
+/// Where a path is.
+pub(super) fn path_block(word: u32) -> Block {
+    Block { line: word & LINE_MASK, order: Shape::Path.order() }
+}
+
+/// The byte of an address that no node decides by, because there is none left.
+pub(super) fn end_of<P: Prefix>() -> usize {
+    2 + P::STEPS
+}
+
 impl Path {
+    /// The byte behind a path that starts with byte `at`, if a path may be there.
+    pub(super) fn end<P: Prefix>(&self, at: usize) -> Option<usize> {
+        let end = at + self.count;
+        let across = at < 8 && end > 8;
+        (P::PATHS && end <= end_of::<P>() && !across).then_some(end)
+    }
+
     /// One step, if all slots but one hold the same leaf.
     pub(super) fn of(slots: &Slots) -> Option<Self> {
         let other = if slots[0] == slots[1] { slots[0] } else { slots[2] };
@@ -115,18 +132,88 @@ impl Shape {
     }
 }
 
+/// A node that is no path, or a leaf. What the words here are later is another matter: others may write them, too.
+pub(super) struct Node {
+    /// Of a leaf: that leaf.
+    pub(super) slots: Slots,
+    home: Home,
+}
+
+/// Where a node's words are.
+#[derive(Clone, Copy)]
+enum Home {
+    Nowhere,
+    Flat {
+        line: u32,
+    },
+    /// With the slots that runs start at.
+    Compressed {
+        line: u32,
+        starts: [u64; 4],
+    },
+}
+
+impl Node {
+    /// A node that is in no memory.
+    pub(super) fn of(slots: Slots) -> Self {
+        Self { slots, home: Home::Nowhere }
+    }
+
+    fn shape(&self) -> Option<Shape> {
+        match self.home {
+            Home::Nowhere => None,
+            Home::Flat { .. } => Some(Shape::Flat),
+            Home::Compressed { starts, .. } => Some(Shape::Compressed { runs: runs_in(&starts) }),
+        }
+    }
+
+    pub(super) fn block(&self) -> Option<Block> {
+        let order = self.shape()?.order();
+        match self.home {
+            Home::Nowhere => None,
+            Home::Flat { line } | Home::Compressed { line, .. } => Some(Block { line, order }),
+        }
+    }
+
+    pub(super) fn is_flat(&self) -> bool {
+        matches!(self.home, Home::Flat { .. })
+    }
+
+    /// Where the word of a slot is, unless that is the word of the slot before too.
+    pub(super) fn own_word(&self, slot: usize) -> Option<usize> {
+        match self.home {
+            Home::Nowhere => None,
+            Home::Flat { line } => Some(Words::flat_at(line, slot)),
+            Home::Compressed { line, starts } => {
+                let (group, bit) = (slot / 64, slot % 64);
+                let before = runs_in(&starts[..group]) + (starts[group] & ((1 << bit) - 1)).count_ones() as usize;
+                (starts[group] >> bit & 1 == 1).then(|| Words::start(line) + RUNS_AT + before)
+            }
+        }
+    }
+}
+
+fn runs_in(starts: &[u64]) -> usize {
+    starts.iter().map(|group| group.count_ones() as usize).sum()
+}
+
 /// The words of a table, read and written one at a time while packets read them.
+///
+/// Nothing that stands in them is believed: who else writes to the memory is not known here.
 #[derive(Clone, Copy)]
 pub(super) struct Words<'a>(pub(super) &'a [AtomicU32]);
 
 impl Words<'_> {
+    /// Nothing is beyond the memory, as for a program.
     pub(super) fn load(self, at: usize) -> u32 {
-        self.0[at].load(Ordering::Relaxed)
+        self.0.get(at).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// What was written before is there for whoever finds it by this word.
     pub(super) fn store(self, at: usize, word: u32) {
-        self.0[at].store(word, Ordering::Release);
+        if let Some(to) = self.0.get(at) {
+            to.store(word, Ordering::Release);
+        }
     }
 
     fn start(node: u32) -> usize {
@@ -138,31 +225,32 @@ impl Words<'_> {
         Self::start(node) + slot
     }
 
-    fn starts(self, node: u32, group: usize) -> u64 {
-        let at = Self::start(node) + 2 * group;
-        u64::from(self.load(at)) | u64::from(self.load(at + 1)) << 32
+    /// So many words from the start of a node on, if all of them are there.
+    fn some<const COUNT: usize>(self, node: u32) -> Result<[u32; COUNT], Error> {
+        let start = Self::start(node);
+        let words = self.0.get(start..start + COUNT).ok_or(Error::Corrupt(node & LINE_MASK))?;
+        Ok(std::array::from_fn(|at| words[at].load(Ordering::Relaxed)))
     }
 
     /// What a node says to an address of which byte `at` is next, and how many bytes that took.
-    pub(super) fn step(self, node: u32, octets: &[u8; 16], at: usize) -> (u32, usize) {
-        if is_path(node) {
-            let path = self.path(node);
-            let found = (0..path.count).all(|step| octets[at + step] == path.byte(step));
-            return (if found { path.next } else { path.other }, path.count);
+    pub(super) fn step(self, word: u32, octets: &[u8; 16], at: usize) -> Result<(u32, usize), Error> {
+        let bytes = octets.get(at..).ok_or(Error::Corrupt(word & LINE_MASK))?;
+        if is_path(word) {
+            let path = self.path(word)?;
+            let bytes = bytes.get(..path.count).ok_or(Error::Corrupt(word & LINE_MASK))?;
+            let found = bytes.iter().enumerate().all(|(step, byte)| *byte == path.byte(step));
+            return Ok((if found { path.next } else { path.other }, path.count));
         }
-        let slot = usize::from(octets[at]);
-        let word = if is_flat(node) { Self::flat_at(node, slot) } else { self.run_at(node, slot) };
-        (self.load(word), 1)
+        let byte = *bytes.first().ok_or(Error::Corrupt(word & LINE_MASK))?;
+        Ok((self.node(word)?.slots[usize::from(byte)], 1))
     }
 
-    pub(super) fn path(self, node: u32) -> Path {
-        let start = Self::start(node);
-        Path {
-            bytes: u64::from(self.load(start)) | u64::from(self.load(start + 1)) << 32,
-            count: self.load(start + PATH_COUNT_AT) as usize,
-            next: self.load(Self::path_next_at(node)),
-            other: self.load(Self::path_other_at(node)),
+    pub(super) fn path(self, node: u32) -> Result<Path, Error> {
+        let [low, high, count, next, other] = self.some(node)?;
+        if !(1..=8).contains(&count) || is_node(other) {
+            return Err(Error::Corrupt(node & LINE_MASK));
         }
+        Ok(Path { bytes: u64::from(low) | u64::from(high) << 32, count: count as usize, next, other })
     }
 
     pub(super) fn path_next_at(node: u32) -> usize {
@@ -181,59 +269,36 @@ impl Words<'_> {
         NODE | PATH | block.line
     }
 
-    fn run_at(self, node: u32, slot: usize) -> usize {
-        let group = slot / 64;
-        let before = self.load(Self::start(node) + COUNTS_AT) >> (8 * group) & 0xff;
-        let run = before + (self.starts(node, group) << (63 - slot % 64)).count_ones() - 1;
-        Self::start(node) + RUNS_AT + run as usize
-    }
-
-    /// Where a node keeps the word of a slot, unless that is the word of the slot before too.
-    pub(super) fn own_word(self, node: u32, slot: usize) -> Option<usize> {
-        if is_flat(node) {
-            return Some(Self::flat_at(node, slot));
-        }
-        (self.starts(node, slot / 64) >> (slot % 64) & 1 == 1).then(|| self.run_at(node, slot))
-    }
-
-    pub(super) fn shape(self, node: u32) -> Shape {
-        if is_path(node) {
-            return Shape::Path;
-        }
-        if is_flat(node) {
-            return Shape::Flat;
-        }
-        Shape::Compressed { runs: (0..4).map(|group| self.starts(node, group).count_ones() as usize).sum() }
-    }
-
-    pub(super) fn block(self, node: u32) -> Block {
-        Block { line: node & LINE_MASK, order: self.shape(node).order() }
-    }
-
-    /// All slots of a node that is no path, or of a leaf: that leaf.
-    pub(super) fn expand(self, word: u32) -> Slots {
-        let mut slots = [word; 256];
+    /// Reads a node that is no path, or a leaf.
+    pub(super) fn node(self, word: u32) -> Result<Node, Error> {
         if !is_node(word) {
-            return slots;
+            return Ok(Node::of([word; 256]));
         }
-        debug_assert!(!is_path(word));
-        let start = Self::start(word);
+        let line = word & LINE_MASK;
+        if is_path(word) {
+            return Err(Error::Corrupt(line));
+        }
         if is_flat(word) {
-            slots.iter_mut().zip(&self.0[start..]).for_each(|(slot, word)| *slot = word.load(Ordering::Relaxed));
-            return slots;
+            return Ok(Node { slots: self.some(line)?, home: Home::Flat { line } });
         }
-        let (mut at, mut current) = (start + RUNS_AT, 0);
-        for (group, slots) in slots.chunks_exact_mut(64).enumerate() {
-            let starts = self.starts(word, group);
-            for (bit, slot) in slots.iter_mut().enumerate() {
-                if starts >> bit & 1 == 1 {
-                    current = self.load(at);
-                    at += 1;
-                }
-                *slot = current;
+        let head: [u32; RUNS_AT] = self.some(line)?;
+        let starts: [u64; 4] =
+            std::array::from_fn(|group| u64::from(head[2 * group]) | u64::from(head[2 * group + 1]) << 32);
+        // A program goes by both, the bits and the counts.
+        let counts = (0..4).fold(0, |counts, group| counts | (runs_in(&starts[..group]) as u32 & 0xff) << (8 * group));
+        if starts[0] & 1 == 0 || head[COUNTS_AT] != counts || runs_in(&starts) > COMPRESSED_RUNS {
+            return Err(Error::Corrupt(line));
+        }
+        let first = Self::start(line) + RUNS_AT;
+        let runs = self.0.get(first..first + runs_in(&starts)).ok_or(Error::Corrupt(line))?;
+        let (mut runs, mut slots, mut current) = (runs.iter(), [0; 256], 0);
+        for (slot, word) in slots.iter_mut().enumerate() {
+            if starts[slot / 64] >> (slot % 64) & 1 == 1 {
+                current = runs.next().map_or(0, |run| run.load(Ordering::Relaxed));
             }
+            *word = current;
         }
-        slots
+        Ok(Node { slots, home: Home::Compressed { line, starts } })
     }
 
     /// Writes a node into a block of its own; answers the word that leads to it.
