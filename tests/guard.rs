@@ -64,7 +64,8 @@ fn refused(chain: &mut Pipeline, is_it: impl Fn(&Error) -> bool) {
     let c = monitor("c");
     let stages = chain.stages().join(",");
     let (a, b) = (monitor("a"), monitor("b"));
-    let edits: [(&str, &mut dyn FnMut(&mut Pipeline) -> Result<()>); 9] = [
+    type Edit<'e> = (&'e str, &'e mut dyn FnMut(&mut Pipeline) -> Result<()>);
+    let edits: [Edit<'_>; 9] = [
         ("insert first", &mut |chain| chain.insert(Position::First, &c)),
         ("insert last", &mut |chain| chain.insert(Position::Last, &c)),
         ("remove first", &mut |chain| chain.remove("a")),

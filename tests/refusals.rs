@@ -193,14 +193,14 @@ fn a_queue_shortage_is_named_with_the_numbers_and_auto_says_that_it_fell_back() 
     };
     refused(&far.run(|| monitor.attach(&AttachOptions::new("eth0"))).unwrap_err());
     let attachment = far.run(|| monitor.attach(&AttachOptions::new("eth0").mode(XdpMode::Auto))).unwrap();
-    assert_eq!(attachment.mode(), XdpMode::Generic);
+    assert_eq!(attachment.mode(), Some(XdpMode::Generic));
     refused(attachment.fallback().expect("it says why"));
     drop(attachment);
     // Asked for, it is no fallback; and the end with queues enough takes native mode.
     let generic = far.run(|| monitor.attach(&AttachOptions::new("eth0").mode(XdpMode::Generic))).unwrap();
     assert!(generic.fallback().is_none());
     let native = near.run(|| monitor.attach(&AttachOptions::new("eth0").mode(XdpMode::Auto))).unwrap();
-    assert!(native.mode() == XdpMode::Native && native.fallback().is_none());
+    assert!(native.mode() == Some(XdpMode::Native) && native.fallback().is_none());
 }
 
 #[test]

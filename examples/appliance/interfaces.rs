@@ -118,7 +118,7 @@ impl Appliance {
         self.output.line(&line, || format!("attached to {name} again, in {mode} mode"));
         let Ok(interface) = Interface::by_name(name) else { return Ok(()) };
         for (function, balancer) in self.probed_by(name) {
-            balancer.set_probe_interface(Some(&interface));
+            balancer.set_probe_interface(Some(&interface)).or_else(unless_taken)?;
             self.watch.regain_way(&function, interface.clone());
         }
         Ok(())

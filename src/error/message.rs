@@ -77,6 +77,10 @@ pub(super) fn place(line: usize, text: &str) -> String {
     if line == 0 { String::new() } else { format!("line {line}: `{text}`: ") }
 }
 
+pub(super) fn holder_of(holder: Option<u32>) -> String {
+    holder.map_or_else(|| "a process that cannot be seen from here".into(), |pid| format!("process {pid}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,8 +103,4 @@ mod tests {
         assert!(missing.contains("a directory is missing") && missing.contains("nsenter --net="), "{missing}");
         assert_eq!(advice("/sys/fs/bpf/ab", libc::EIO), "");
     }
-}
-
-pub(super) fn holder_of(holder: Option<u32>) -> String {
-    holder.map_or_else(|| "a process that cannot be seen from here".into(), |pid| format!("process {pid}"))
 }

@@ -139,7 +139,7 @@ fn stray_words_of(table: &Table<Memory>, root: u32, random: &mut Rng) -> u32 {
 
 fn any_word_may_be_anything<P: Family>() {
     let mut random = Rng::with_seed(6);
-    for round in 0..times(60, 5_000, 6) {
+    for round in 0..times(30, 5_000, 3) {
         let spread = if random.bool() { Spread::Dense } else { Spread::Sparse };
         let mut model = Model::new();
         let prefixes: Vec<P> = (0..random.usize(1..60)).map(|_| random_prefix(&mut random, spread)).collect();

@@ -1,14 +1,16 @@
 //! What several tests share: counts by how thorough the run is, and a stage's answer in short.
-#![allow(dead_code, reason = "not every test uses everything")]
+#![allow(dead_code, unused_imports, reason = "not every test uses everything")]
 
 pub(crate) mod busy;
 pub(crate) mod bytes;
 pub(crate) mod dsr;
 pub(crate) mod dsr_net;
+pub(crate) mod functions;
 pub(crate) mod guard;
 pub(crate) mod kernel_log;
 pub(crate) mod nat;
 pub(crate) mod nat_talk;
+pub(crate) mod owner;
 pub(crate) mod pins;
 pub(crate) mod rate;
 pub(crate) mod rules;
