@@ -2,6 +2,9 @@
 //! written.
 
 mod common;
+#[cfg(all(feature = "serde", feature = "health", feature = "pcapng"))]
+#[path = "appliance_process/process.rs"]
+mod process;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -223,4 +226,43 @@ fn a_dsr_balancers_mapped_services_and_backends_are_ipv4() {
     balancer.kill(mapped, backend).unwrap();
     balancer.remove_service(mapped).unwrap();
     assert!(balancer.services().unwrap().is_empty());
+}
+
+/// What the file writes, the balancer lists in another way: a reload finds the same backends.
+#[cfg(all(feature = "serde", feature = "health", feature = "pcapng"))]
+#[test]
+fn an_appliances_file_may_be_written_in_mapped_addresses() {
+    let lab = xdpkit_lab::topology::Pair::new().unwrap();
+    let place = process::Place::new("mapped");
+    let file = |weight: u32, dsr: &str| {
+        format!(
+            "[interface.eth0]\nchain = ['edge', 'limits', 'direct', 'web']\n\
+             [firewall.edge]\ndeny = ['::ffff:10.0.0.66']\n\
+             [rate_limiter.limits.tiers]\n'::ffff:192.0.2.0/120' = 'blocked'\n\
+             [nat_balancer.web]\n[[nat_balancer.web.service]]\naddress = 'tcp/[::ffff:10.0.0.1]:80'\n\
+             backends = {{ '[::ffff:10.0.0.2]:9090' = {weight} }}\n\
+             [dsr_balancer.direct]\n[[dsr_balancer.direct.service]]\naddress = 'tcp/192.0.2.80:80'\n\
+             backends = {{ {dsr} }}\n"
+        )
+    };
+    place.write(&file(1, "'::ffff:10.0.0.2' = 1"));
+    let mut appliance = process::Running::start(&lab.server, &place.file(), &["--metrics", "127.0.0.1:9108"]);
+    appliance.await_event("ready");
+    let backend = |weight: u32| {
+        let text = process::scrape(&lab.server, "127.0.0.1:9108");
+        let wanted = |line: &&str| line.starts_with("xdpkit_backend_weight") && line.contains("10.0.0.2:9090");
+        let lines: Vec<_> = text.lines().filter(wanted).collect();
+        assert!(lines.len() == 1 && lines[0].ends_with(&format!(" {weight}")), "{text}");
+        assert!(lines[0].contains("tcp/10.0.0.1:80") && !text.contains("ffff"), "{text}");
+        let (_, identity) = lines[0].split_once("identity=").unwrap();
+        identity.split(['}', ',']).next().unwrap().to_owned()
+    };
+    let identity = backend(1);
+    place.write(&file(3, "'10.0.0.2' = 1"));
+    appliance.reload().unwrap();
+    assert_eq!(backend(3), identity, "not another one");
+    place.write(&file(3, "'10.0.0.2' = 1, '::ffff:10.0.0.2' = 2"));
+    let refused = appliance.reload().unwrap_err();
+    assert!(refused.contains("backend `::ffff:10.0.0.2`: expected once in a service"), "{refused}");
+    appliance.kill();
 }
