@@ -9,17 +9,23 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use common::{limit_open_files, raise_open_files, times, undisturbed};
+use common::{limit_open_files, raise_open_files, times};
 use socket2::{Domain, Socket, Type};
 use xdpkit::{Error, Health, HealthChange, HealthCheck, HealthChecks, UnsentReason};
 use xdpkit_lab::Namespace;
+
+/// Limits of files are the process's: these tests run one after the other.
+fn undisturbed() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// However slow the machine is.
 const PATIENCE: Duration = Duration::from_secs(300);
