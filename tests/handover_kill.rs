@@ -227,7 +227,7 @@ fn a_stopped_holder_of_a_monitor_is_named() {
 }
 
 /// A list of 60,000 lines is reloaded without a pause. From the sixth upgrade on, none succeeded once.
-fn reload_and_upgrade(function: Function, test: &str) {
+fn reload_and_upgrade(function: Function, test: &str, rounds: usize) {
     obey();
     let scene = Scene::new(function);
     let start = |seed: u64| Process::start(&scene.ns, test, function, Job::Own, &scene.place, seed);
@@ -235,7 +235,7 @@ fn reload_and_upgrade(function: Function, test: &str) {
     owner.expect("ready");
     let traffic = scene.traffic();
     let mut random = Rng::with_seed(3);
-    for round in 1..=common::times(7, 40, 2) {
+    for round in 1..=common::times(rounds, 40, 2) {
         thread::sleep(Duration::from_millis(random.u64(..300)));
         let mut successor = start(round as u64);
         successor.expect("ready");
@@ -252,12 +252,12 @@ fn reload_and_upgrade(function: Function, test: &str) {
 
 #[test]
 fn a_long_list_in_tries_is_reloaded_while_new_processes_take_over() {
-    reload_and_upgrade(Function::LongTrie, "a_long_list_in_tries_is_reloaded_while_new_processes_take_over");
+    reload_and_upgrade(Function::LongTrie, "a_long_list_in_tries_is_reloaded_while_new_processes_take_over", 3);
 }
 
 #[test]
 fn a_long_compiled_list_is_reloaded_while_new_processes_take_over() {
-    reload_and_upgrade(Function::LongCompiled, "a_long_compiled_list_is_reloaded_while_new_processes_take_over");
+    reload_and_upgrade(Function::LongCompiled, "a_long_compiled_list_is_reloaded_while_new_processes_take_over", 7);
 }
 
 /// What the kernel says of a lock is what the tests above go by.

@@ -94,9 +94,7 @@ fn work(function: Function, job: Job, place: &Place, random: &mut Rng) {
     let owned = function.start(place).unwrap_or_else(|error| fail(format_args!("start: {error}")));
     say(format_args!("adopted {}", account(owned.stage())));
     // The tables are its own from here on.
-    for _ in 0..3 {
-        owned.edit(random).unwrap_or_else(|error| fail(format_args!("the first edit: {error}")));
-    }
+    owned.edit(random).unwrap_or_else(|error| fail(format_args!("the first edit: {error}")));
     let _attached =
         (job == Job::Own).then(|| owned.attach(place).unwrap_or_else(|error| fail(format_args!("attach: {error}"))));
     say(if job == Job::Own { "ready" } else { "waiting" });
