@@ -232,7 +232,10 @@ impl<'a> Session<'a> {
         for attachment in &attachments {
             let (interface, mode) = (attachment.interface().name(), attachment.mode().to_string());
             let fallback = attachment.fallback().map(ToString::to_string);
-            let line = json!({"event": "ready", "interface": interface, "mode": mode, "fallback": fallback});
+            let mut line = json!({"event": "ready", "interface": interface, "mode": mode});
+            if let Some(why) = &fallback {
+                line["fallback"] = json!(why);
+            }
             output.line(&line, || match &fallback {
                 Some(why) => format!("attached to {interface} in {mode} mode: {why}"),
                 None => format!("attached to {interface} in {mode} mode"),
