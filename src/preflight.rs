@@ -50,7 +50,7 @@ impl fmt::Display for Finding {
 }
 
 /// What the host and this process lack: capabilities, the BPF JIT, the kernel's version; and whether a user namespace or a
-/// seccomp filter confines it.
+/// seccomp filter forbids it BPF.
 #[must_use]
 pub fn host() -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -59,9 +59,9 @@ pub fn host() -> Vec<Finding> {
     if !missing.is_empty() {
         find(Severity::Blocker, format!("this process lacks {}: run as root or grant them", missing.join(", ")));
     }
-    for confinement in privilege::confinement() {
-        // A filter may well allow bpf(2); loading tells.
-        find(Severity::Warning, confinement);
+    // Where capabilities are missing, the kernel may refuse for want of them.
+    for by in privilege::forbidden().into_iter().filter(|_| missing.is_empty()) {
+        find(Severity::Blocker, by.to_owned());
     }
     if sys::kernel_older_than(5, 18) {
         find(Severity::Blocker, format!("Linux {} is older than 5.18, which is needed", sys::kernel_release()));

@@ -40,7 +40,7 @@ fn top_shows_a_pinned_appliance_and_leaves_it_alone() {
     appliance.stop();
     let output = Command::new(example().with_file_name("top")).args(["--pin", "/nope", "--once"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing is pinned at /nope"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nope is not in a BPF file system"));
 }
 
 /// The new build takes over with the very same command line; two processes at the same tables would undo each other's changes.

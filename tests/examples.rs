@@ -214,6 +214,29 @@ fn help_lists_every_flag() {
 }
 
 #[test]
+fn a_fallback_to_generic_mode_is_told_with_its_reason() {
+    let alone = xdpkit_lab::Namespace::new("alone").unwrap();
+    for json in [true, false] {
+        let mut command = alone.command(example("fundamentals"));
+        command.args(["--interface", "lo", "--mode", "auto", "--duration", "0.1"]).args(json.then_some("--json"));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let first = text.lines().next().unwrap();
+        if json {
+            let ready: Value = serde_json::from_str(first).unwrap();
+            assert_eq!((&ready["event"], &ready["mode"]), (&"ready".into(), &"generic".into()));
+            assert!(ready["fallback"].as_str().unwrap().contains("refuses XDP in native mode"), "{ready}");
+        } else {
+            assert!(
+                first.starts_with("attached to lo in generic mode: interface `lo` refuses XDP in native"),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[test]
 fn json_tells_ready_packets_stats_and_stopped() {
     let pair = Pair::new().unwrap();
     let mut command = pair.server.command(example("fundamentals"));

@@ -109,7 +109,7 @@ fn a_directory_that_others_own_or_may_write_to_is_refused_everywhere() {
         (&directory.join("interfaces").join(index), &["pinned", "attach"]),
     ];
     for (place, callers) in places {
-        for mode in [0o770, 0o707, 0o702] {
+        for mode in [0o770, 0o707, 0o702].into_iter().take(common::times(3, 3, 1)) {
             fs::set_permissions(place, Permissions::from_mode(mode)).unwrap();
             refused(place, callers, &format!("may be written by others (mode {mode:04o})"));
         }

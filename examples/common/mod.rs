@@ -234,7 +234,10 @@ impl<'a> Session<'a> {
             let interface = attachment.interface().name();
             let mode = attachment.mode().map_or_else(String::new, |mode| mode.to_string());
             let fallback = attachment.fallback().map(ToString::to_string);
-            let line = json!({"event": "ready", "interface": interface, "mode": mode, "fallback": fallback});
+            let mut line = json!({"event": "ready", "interface": interface, "mode": mode});
+            if let Some(why) = &fallback {
+                line["fallback"] = json!(why);
+            }
             output.line(&line, || match &fallback {
                 Some(why) => format!("attached to {interface} in {mode} mode: {why}"),
                 None => format!("attached to {interface} in {mode} mode"),

@@ -81,8 +81,21 @@ pub fn keep_capabilities(kept: &[u32]) -> Result<()> {
     sys::keep_capabilities(kept).context(|| "drop capabilities".into())
 }
 
-/// Refuses bpf(2) to the calling thread, and only it, with EPERM, as a container's seccomp profile does.
-pub fn deny_bpf() -> Result<()> {
+/// A system call that can be refused.
+#[derive(Clone, Copy, Debug)]
+pub enum Call {
+    /// bpf(2).
+    Bpf,
+    /// reboot(2), which no test misses.
+    Reboot,
+}
+
+/// Refuses a system call to the calling thread, and only it, with EPERM, as a container's seccomp profile does.
+pub fn deny(call: Call) -> Result<()> {
     use error::Context as _;
-    sys::deny_bpf().context(|| "install a seccomp filter".into())
+    let number = match call {
+        Call::Bpf => sys::BPF_CALL,
+        Call::Reboot => sys::REBOOT_CALL,
+    };
+    sys::deny(number).context(|| "install a seccomp filter".into())
 }

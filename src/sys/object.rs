@@ -167,6 +167,12 @@ impl Failure<'_> {
             };
         }
         let log = String::from_utf8_lossy(self.log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+        // Without CAP_PERFMON the verifier trusts programs less, and rejects them with whatever number.
+        let missing = privilege::missing_capabilities();
+        if !log.is_empty() && !missing.is_empty() {
+            let operation = format!("loading program `{program}`");
+            return Error::MissingCapability { operation, capability: missing.join(", ") };
+        }
         if log.is_empty() {
             return Error::Load { program, log: self.said.to_owned(), cause: self.cause };
         }

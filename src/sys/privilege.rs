@@ -26,29 +26,40 @@ pub(crate) fn missing_capabilities() -> Vec<&'static str> {
     missing
 }
 
-/// What confines this thread although it may have every capability.
-pub(crate) fn confinement() -> Vec<String> {
+/// What may confine this thread although it has every capability.
+fn confinement() -> Vec<&'static str> {
     let mut found = Vec::new();
     if in_user_namespace() {
-        found.push(
-            "this process is in a user namespace, where capabilities do not count for BPF: run it in the host's \
-             (without `unshare --user`, rootless containers or user remapping)"
-                .to_owned(),
-        );
+        found.push(USER_NAMESPACE);
     }
     if status("Seccomp").is_some_and(|mode| mode != "0") {
-        let locked = if status("NoNewPrivs").is_some_and(|value| value == "1") { ", no_new_privs set" } else { "" };
-        found.push(format!(
-            "a seccomp filter is in force (/proc/self/status{locked}), as container runtimes and systemd's \
-             `SystemCallFilter=` install it: allow bpf(2) in its profile"
-        ));
+        found.push(SECCOMP);
     }
     found
 }
 
+/// What certainly keeps this thread from BPF although it has every capability.
+pub(crate) fn forbidden() -> Vec<&'static str> {
+    let mut found = confinement();
+    found.retain(|by| *by != SECCOMP || bpf_is_denied());
+    found
+}
+
+const USER_NAMESPACE: &str = "this process is in a user namespace, where capabilities do not count for BPF: run it in the \
+                              host's (without `unshare --user`, rootless containers or user remapping)";
+const SECCOMP: &str = "a seccomp filter is in force (/proc/self/status), as container runtimes and systemd's \
+                       `SystemCallFilter=` install it: allow bpf(2) in its profile";
+
+/// Whether bpf(2) is refused before the kernel looks at what is asked: this command there is not, and it would say so.
+fn bpf_is_denied() -> bool {
+    // SAFETY: the kernel is told that there are no attributes, so it follows no pointer.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, -1, std::ptr::null::<u8>(), 0) };
+    answer < 0 && matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+}
+
 /// What a refusal means that comes from missing rights; `None` for others.
 ///
-/// The verifier answers EACCES when `CAP_PERFMON` is missing; everything else is EPERM, and seccomp may answer ENOSYS.
+/// Most are EPERM; EACCES is the verifier's, mostly, when `CAP_PERFMON` is missing; seccomp may answer ENOSYS.
 pub(crate) fn refusal(operation: impl Into<String>, cause: &io::Error) -> Option<Error> {
     let errno = cause.raw_os_error()?;
     let operation = operation.into();
@@ -66,8 +77,8 @@ pub(crate) fn refusal(operation: impl Into<String>, cause: &io::Error) -> Option
     if errno == libc::EACCES {
         return None;
     }
-    let by = if confined.is_empty() { vec![unknown_confinement()] } else { confined };
-    Some(Error::Forbidden { operation, by: by.join("; "), cause: io::Error::from_raw_os_error(errno) })
+    let by = if confined.is_empty() { unknown_confinement() } else { confined.join("; ") };
+    Some(Error::Forbidden { operation, by, cause: io::Error::from_raw_os_error(errno) })
 }
 
 fn unknown_confinement() -> String {

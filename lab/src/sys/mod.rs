@@ -108,13 +108,16 @@ pub(crate) fn keep_capabilities(kept: &[u32]) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) } as libc::c_int).map(drop)
 }
 
-/// Lets bpf(2) fail with EPERM in the calling thread, and only it.
-pub(crate) fn deny_bpf() -> io::Result<()> {
+pub(crate) const BPF_CALL: libc::c_long = libc::SYS_bpf;
+pub(crate) const REBOOT_CALL: libc::c_long = libc::SYS_reboot;
+
+/// Lets a system call fail with EPERM in the calling thread, and only it.
+pub(crate) fn deny(number: libc::c_long) -> io::Result<()> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let mut filter = [
         // The number of the system call is the first word of what a filter sees.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
-        libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_bpf as u32) },
+        libc::sock_filter { jf: 1, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number as u32) },
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
     ];
