@@ -65,16 +65,18 @@ fn r5_who_exceeds_its_limit_by_far_is_cut_off() {
         // Over its limit, but not by so much.
         run(60);
         assert_eq!(limiter.bans().len().unwrap(), 0);
-        let first = events.try_next().unwrap();
-        assert!(
-            !first.banned && first.scope == Some(Scope::All) && first.packet.reason == Reason::OverPackets,
-            "{first}"
-        );
-        assert!(events.try_next().is_none(), "told once");
-        run(200);
+        let first: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
+        for event in &first {
+            let (scope, reason) = (event.scope, event.packet.reason);
+            assert_eq!((event.banned, scope, reason), (false, Some(Scope::All), Reason::OverPackets), "{event}");
+        }
+        // Once, and again only where the machine was so slow that the source was within its limit in between.
+        assert!((1..10).contains(&first.len()), "{} events of 50 packets", first.len());
+        run(1000);
         let ban = limiter.bans().get(address(source)).unwrap().unwrap();
         assert!(ban.remaining().unwrap() > Duration::from_secs(590));
-        assert!(events.try_next().unwrap().banned && events.try_next().is_none());
+        let banned = std::iter::from_fn(|| events.try_next()).filter(|event| event.banned).count();
+        assert_eq!(banned, 1);
         assert_eq!(limiter.counts().unwrap().bans, 1);
         assert!(limiter.reset(address(source)).unwrap());
         assert_eq!(judge(&limiter, &frame), (Action::Drop, Reason::Banned), "its bucket is new");
