@@ -76,13 +76,14 @@ __attribute__((noinline, weak)) int find_way(struct xdp_md *ctx, __u32 number, _
 	return 0;
 }
 
-/* Global: few packets need it. Weak: see parse.h. */
+/* Of what was merged, the stack makes no request that leaves. Global: few packets need it. Weak: see parse.h. */
 __attribute__((noinline, weak)) int ask_for_neighbour(struct xdp_md *ctx, __u32 number)
 {
 	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
 	struct packet p;
 
-	if (!backend || parse(ctx, &p) != REASON_NONE || p.network != backend->family)
+	if (!backend || parse(ctx, &p) != REASON_NONE || p.network != backend->family ||
+	    is_merged(ctx, p.network_end - p.network_at))
 		return false;
 	return become_request(&p, backend->address);
 }

@@ -7,7 +7,7 @@
 #include "include/neighbour.h"
 #include "include/rate_charge.h"
 #include "include/rate_excess.h"
-#include "include/segments.h"
+#include "include/merged.h"
 #include "abi/rate_limiter.h"
 
 /* Only Rust uses them: rates as they were asked for, and the tiers, in two banks. */

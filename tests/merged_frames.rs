@@ -9,7 +9,7 @@ use common::{
     bytes::too_big,
     dsr::{self, Host, arriving, inner_at, neighbour4, neighbour6, neighbours, one_hop_further, service_text},
     judge,
-    nat::{Bench, at},
+    nat::{Bench, Side, at},
     nat_talk::{conversations, open, segment},
     rate::just,
 };
@@ -159,7 +159,8 @@ fn n6_merged_tunnel_packets_come_out_whole() {
     }
 }
 
-/// No way on takes such a packet: it is too big, as any that is longer than the way's MTU.
+/// No way on takes such a packet: it is too big, as any that is longer than the way's MTU. But no message tells its sender,
+/// whose packets were shorter; and it would be sent with all that the stack has noted of what it has merged.
 #[test]
 fn n6_balancers_do_not_forward_merged_frames() {
     let length = 66_000;
@@ -176,13 +177,10 @@ fn n6_balancers_do_not_forward_merged_frames() {
                     _ => merged(segment(&name, from, to), header + 8, length).udp_length(0),
                 }
             };
-            let (from, to) = bench.macs_of_clients();
-            let there = long(client, vip).dont_fragment().macs(from, to);
-            let went = bench.client_sends(&there);
-            assert_eq!((went.action, went.reason), (Action::Tx, Reason::TooBigAnswered), "{name}");
-            assert_eq!(went.frame, too_big(&there.build(), 1500), "{name}");
+            let went = bench.client_sends(&long(client, vip).dont_fragment());
+            assert_eq!((went.action, went.reason), (Action::Drop, Reason::TooBig), "{name}");
             let came = bench.backend_sends(&long(backend, source).dont_fragment());
-            assert_eq!((came.action, came.reason), (Action::Tx, Reason::TooBigAnswered), "{name}");
+            assert_eq!((came.action, came.reason), (Action::Drop, Reason::TooBig), "{name}");
             if client.is_ipv4() {
                 // The host's stack may cut it.
                 let went = bench.client_sends(&long(client, vip));
@@ -196,22 +194,37 @@ fn n6_balancers_do_not_forward_merged_frames() {
     let host = Host::new();
     let b = host.balancer(&dsr::config());
     for (family6, ipip) in [(false, false), (true, false), (false, true), (true, true)] {
-        let (mode, overhead) =
-            if ipip { (DsrService::ipip(), if family6 { 40 } else { 20 }) } else { (DsrService::l2(), 0) };
+        let mode = if ipip { DsrService::ipip() } else { DsrService::l2() };
         let service = b.service(&service_text("tcp", family6, "80"), mode, &neighbours(family6, &[11]));
         let of = |length| {
             let header = if family6 { 60 } else { 40 };
             arriving(&host, merged(dsr::segment(family6, 7, 7000).flags(tcp::ACK), header, length))
         };
-        let frame = of(length).dont_fragment().build();
-        let (action, reason, out) = b.run(&frame);
-        assert_eq!((action, reason), (Action::Tx, Reason::TooBigAnswered), "{family6} {ipip}");
-        assert_eq!(out, too_big(&frame, 1500 - overhead), "{family6} {ipip}");
-        if !family6 {
-            let (action, reason, _) = b.run(&of(length).build());
-            assert_eq!((action, reason), (Action::Drop, Reason::TooBig), "{ipip}");
+        for frame in [of(length), of(length).dont_fragment()] {
+            let (action, reason, _) = b.run(&frame.build());
+            assert_eq!((action, reason), (Action::Drop, Reason::TooBig), "{family6} {ipip}");
         }
         host.ns.run(|| b.balancer.remove_service(service)).unwrap();
+    }
+}
+
+/// What the wire carries is answered, as long as it may be. The message keeps the packet's other buffers, as padding.
+#[test]
+fn n6_jumbo_frames_that_do_not_fit_the_way_on_are_answered() {
+    let bench = Bench::with_services(&NatConfig::default(), NatMode::Full);
+    bench.lab.balancer.set_mtu("eth0", 9000).unwrap();
+    let (from, to) = bench.macs_of_clients();
+    for (name, client, vip, _) in conversations().filter(|(name, ..)| name.protocol == ServiceProtocol::Tcp) {
+        open(&bench, &name, client);
+        for (payload, buffers) in [(3000, 1), (8000, 2)] {
+            let frame = segment(&name, client, vip).flags(tcp::ACK).sequence(2, 1001).dont_fragment();
+            let frame = frame.payload(&vec![7; payload]).macs(from, to).build();
+            let outcome = bench.run(Side::Clients, &frame);
+            assert_eq!((outcome.action, outcome.reason), (Action::Tx, Reason::TooBigAnswered), "{name} {payload}");
+            let wanted = too_big(&frame, 1500);
+            assert_eq!(outcome.frame[..wanted.len()], wanted, "{name} {payload}");
+            assert_eq!(outcome.frame.len() > wanted.len(), buffers > 1, "{name} {payload}");
+        }
     }
 }
 
@@ -238,14 +251,15 @@ fn n6_no_outer_header_lies_about_the_length_where_the_neighbour_is_unknown() {
         assert_eq!(out[inner_at(&out)..], one_hop_further(&fits, [0; 6], [0; 6])[14..]);
         for length in [LONGEST - overhead + 1, 70_000] {
             let (action, reason, _) = b.run(&of(length));
-            let wanted = if family6 { (Action::Tx, Reason::TooBigAnswered) } else { (Action::Drop, Reason::TooBig) };
-            assert_eq!((action, reason), wanted, "{unknown}, {length}");
+            assert_eq!((action, reason), (Action::Drop, Reason::TooBig), "{unknown}, {length}");
         }
         host.ns.run(|| b.balancer.remove_service(service)).unwrap();
-        // To a neighbour, it becomes a request of no length.
+        // No request to a neighbour is made of it, with all that the stack has noted of what it has merged.
         let service = b.service(&service_text("tcp", family6, "80"), DsrService::l2(), &neighbours(family6, &[200]));
-        let (action, reason, _) = b.run(&of(70_000));
-        assert_eq!((action, reason), (Action::Pass, Reason::Unresolved), "{unknown}");
+        for (length, action) in [(70_000, Action::Drop), (1501, Action::Drop), (1500, Action::Pass)] {
+            let (went, reason, _) = b.run(&of(length));
+            assert_eq!((went, reason), (action, Reason::Unresolved), "{unknown}, {length}");
+        }
         host.ns.run(|| b.balancer.remove_service(service)).unwrap();
     }
 }
@@ -253,14 +267,16 @@ fn n6_no_outer_header_lies_about_the_length_where_the_neighbour_is_unknown() {
 #[test]
 fn n6_no_reset_answers_a_merged_frame() {
     let bench = Bench::with_services(&NatConfig::default().reset_unknown(true), NatMode::Full);
-    for (name, length) in [("10.0.0.100:80", 70_000), ("[2001:db8:a::100]:80", 70_000)] {
+    for name in ["10.0.0.100:80", "[2001:db8:a::100]:80"] {
         let client = if name.starts_with('[') { "[2001:db8:a::30]:4000" } else { "10.0.0.30:4000" };
         let frame = Frame::tcp(at(client), at(name)).flags(tcp::ACK);
         let short = bench.client_sends(&frame);
         assert_eq!((short.action, short.reason), (Action::Tx, Reason::ResetSent), "{name}");
-        let frame = if name.starts_with('[') { with_jumbo_option(frame, length) } else { frame };
+        let frame = if name.starts_with('[') { with_jumbo_option(frame, 70_000) } else { frame };
         let long = bench.client_sends(&frame.payload(&vec![7; 69_900]).ip_length(0));
         assert_eq!((long.action, long.reason), (Action::Drop, Reason::NoConnection), "{name}");
+        let two = bench.client_sends(&Frame::tcp(at(client), at(name)).flags(tcp::ACK).payload(&[7; 2000]));
+        assert_eq!((two.action, two.reason), (Action::Drop, Reason::NoConnection), "{name}");
     }
 }
 

@@ -7,6 +7,7 @@
 #define XDPKIT_ANSWER_H
 
 #include "parse.h"
+#include "merged.h"
 #include "reflect.h"
 #include "checksum.h"
 #include "service.h"
@@ -97,7 +98,8 @@ static __always_inline __s64 sum_bytes(void *start, __u32 length, __u32 seed)
 }
 
 /*
- * Replaces the packet by a message to its sender that says how long it may be. False: none may be sent, and the packet
+ * Replaces the packet by a message to its sender that says how long it may be. What was merged was not so long, and the
+ * device would cut the answer as it would have cut that. False: none may be sent, and the packet
  * is as it was; or (after the second adjustment) it is good for nothing but dropping.
  */
 __attribute__((noinline, weak)) int answer_too_big4(struct xdp_md *ctx, __u32 mtu)
@@ -114,7 +116,7 @@ __attribute__((noinline, weak)) int answer_too_big4(struct xdp_md *ctx, __u32 mt
 	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || is_group_mac(p.eth))
 		return false;
 	length = p.network_end - p.network_at;
-	if (length < QUOTE4_MIN || p.fragment == FRAGMENT_LATER)
+	if (length < QUOTE4_MIN || p.fragment == FRAGMENT_LATER || is_merged(ctx, length))
 		return false;
 	quote = length >= QUOTE4_MAX ? QUOTE4_MAX : QUOTE4_MIN;
 	at = p.network_at & 31;
@@ -125,7 +127,7 @@ __attribute__((noinline, weak)) int answer_too_big4(struct xdp_md *ctx, __u32 mt
 	__builtin_memcpy(macs + 6, p.eth->h_dest, 6);
 
 	/* Cut what is not quoted, then make room for the new headers before what is. */
-	if (bpf_xdp_adjust_tail(ctx, (int)(at + quote) - (int)bpf_xdp_get_buff_len(ctx)))
+	if (cut_behind(ctx, &p, at + quote))
 		return false;
 	if (bpf_xdp_adjust_head(ctx, -28))
 		return false;
@@ -180,7 +182,7 @@ __attribute__((noinline, weak)) int answer_too_big6(struct xdp_md *ctx, __u32 mt
 	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6 || is_group_mac(p.eth))
 		return false;
 	length = p.network_end - p.network_at;
-	if (length < QUOTE6_MIN)
+	if (length < QUOTE6_MIN || is_merged(ctx, length))
 		return false;
 	quote = length >= QUOTE6_MAX ? QUOTE6_MAX : QUOTE6_MIN;
 	at = p.network_at & 31;
@@ -189,7 +191,7 @@ __attribute__((noinline, weak)) int answer_too_big6(struct xdp_md *ctx, __u32 mt
 	__builtin_memcpy(macs, p.eth->h_source, 6);
 	__builtin_memcpy(macs + 6, p.eth->h_dest, 6);
 
-	if (bpf_xdp_adjust_tail(ctx, (int)(at + quote) - (int)bpf_xdp_get_buff_len(ctx)))
+	if (cut_behind(ctx, &p, at + quote))
 		return false;
 	if (bpf_xdp_adjust_head(ctx, -48))
 		return false;

@@ -154,7 +154,7 @@ __attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
 		return 0;
 	if (!nat_source_is_own(ctx))
 		return 0;
-	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || is_merged(ctx, p.network_end - p.network_at))
 		return XDP_DROP;
 	return become_request(&p, job->way.to.destination) ? XDP_PASS : XDP_DROP;
 }

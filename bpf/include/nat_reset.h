@@ -17,11 +17,11 @@ __attribute__((noinline, weak)) int nat_reset(struct xdp_md *ctx)
 	if (parse(ctx, &p) != REASON_NONE || p.protocol != IPPROTO_TCP || !p.transport_header ||
 	    p.fragment != FRAGMENT_NONE || p.tcp->flags & TCP_RST || is_group_mac(p.eth))
 		return false;
-	/* Merged: it may have a jumbo option, which a short packet must not. Its sender repeats a segment of it. */
-	if (p.network_end - p.network_at > sizeof(struct ipv6hdr) + IP_LENGTH_MAX)
+	length = p.network_end - (p.at - sizeof(struct tcphdr)) - p.tcp->doff * 4;
+	/* The device would cut the answer as it would have cut what was merged. The sender repeats a segment of it. */
+	if (is_merged(ctx, p.network_end - p.network_at))
 		return false;
 	header = p.at - sizeof(struct tcphdr) - p.network_at;
-	length = p.network_end - (p.at - sizeof(struct tcphdr)) - p.tcp->doff * 4;
 	flags = p.tcp->flags;
 	sequence = bpf_ntohl(p.tcp->seq) + length + !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
 
@@ -60,7 +60,7 @@ __attribute__((noinline, weak)) int nat_reset(struct xdp_md *ctx)
 	}
 	p.tcp->check = ~csum_fold(sum);
 	/* What is behind belongs to nobody any more. Where it cannot be cut, it is padding. */
-	bpf_xdp_adjust_tail(ctx, (int)p.at - (int)bpf_xdp_get_buff_len(ctx));
+	cut_behind(ctx, &p, p.at);
 	return true;
 }
 

@@ -38,7 +38,7 @@ struct {
 struct question {
 	struct rate_source source;
 	__u32 bytes;
-	__u32 packets; /* that the frame stands for: see segments.h */
+	__u32 packets; /* that the frame stands for: see merged.h */
 	__u32 features;
 	__u32 port;
 	__u32 class;
