@@ -95,14 +95,14 @@ impl Netlink {
             RouteNetlinkMessage::NewLink(link) => Some(&link.attributes),
             _ => None,
         });
-        let found = links.flatten().filter_map(|attribute| match attribute {
+        let mut found = links.flatten().filter_map(|attribute| match attribute {
             LinkAttribute::Xdp(xdp) => xdp.iter().find_map(|entry| match entry {
                 LinkXdp::ProgId(id) => Some(*id),
                 _ => None,
             }),
             _ => None,
         });
-        Ok(found.last())
+        Ok(found.next())
     }
 
     pub(crate) fn set_link(&self, index: u32, attributes: Vec<LinkAttribute>) -> io::Result<()> {

@@ -1,13 +1,14 @@
-//! What packets see of a guard: whether one from a denied source arrives.
+//! What packets see of a guard, whether one from a denied source arrives; and what a program is told when it is lost.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
+use xdpkit::{AttachOptions, Attachment, Error, Firewall, Loss, Pipeline, Position, Result, Stage as _, Watch};
 use xdpkit_lab::{Namespace, PacketSocket, frame::Frame, topology::Pair, veth};
 
-use super::traffic::DENIED;
+use super::{pins::monitor, traffic::DENIED};
 
 /// How long something may take that has to happen: nothing here depends on how fast this machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,5 +67,50 @@ pub(crate) fn until(what: &str, holds: impl Fn() -> bool) {
     while !holds() {
         assert!(Instant::now() < end, "{what}: not in time");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Attaches to `eth0` of the server, and watches.
+pub(crate) fn attach(pair: &Pair, firewall: &Firewall) -> (Attachment, Watch) {
+    let attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
+    let watch = attachment.watch().unwrap();
+    assert_eq!(attachment.loss().unwrap(), None);
+    assert_eq!(packets_of(pair), Packets::Guarded);
+    (attachment, watch)
+}
+
+/// What is told of a loss, in short.
+pub(crate) fn told(loss: Option<Loss>) -> &'static str {
+    match loss {
+        None => "nothing",
+        Some(Loss::Detached { interface }) if interface == "eth0" => "detached",
+        Some(Loss::Moved { interface }) if interface == "eth0" => "moved",
+        Some(Loss::Superseded { interface, found }) if interface == "eth0" && found > 0 => "superseded",
+        Some(Loss::Unpinned { interface, .. }) if interface == "eth0" => "unpinned",
+        Some(other) => panic!("{other:?}"),
+    }
+}
+
+/// Every edit of a chain of `a` and `b`, which must be refused and change nothing.
+pub(crate) fn refused(chain: &mut Pipeline, is_it: impl Fn(&Error) -> bool) {
+    let c = monitor("c");
+    let stages = chain.stages().join(",");
+    let (a, b) = (monitor("a"), monitor("b"));
+    type Edit<'a> = &'a mut dyn FnMut(&mut Pipeline) -> Result<()>;
+    let edits: [(&str, Edit<'_>); 9] = [
+        ("insert first", &mut |chain| chain.insert(Position::First, &c)),
+        ("insert last", &mut |chain| chain.insert(Position::Last, &c)),
+        ("remove first", &mut |chain| chain.remove("a")),
+        ("remove last", &mut |chain| chain.remove("b")),
+        ("replace", &mut |chain| chain.replace("a", &c)),
+        ("reorder", &mut |chain| chain.reorder(&["b", "a"])),
+        ("set_stages", &mut |chain| chain.set_stages(&[&a, &b, &c])),
+        ("set_last", &mut |chain| chain.set_last(Some(c.program_fd()))),
+        ("set_last, none", &mut |chain| chain.set_last(None)),
+    ];
+    for (name, edit) in edits {
+        let error = edit(chain).expect_err(name);
+        assert!(is_it(&error), "{name}: {error}");
+        assert_eq!(chain.stages().join(","), stages, "{name}");
     }
 }
