@@ -1,5 +1,6 @@
 //! Ways to lose the guard, one test each: what was done, what a program that links the library is told, what packets see.
-//! None is silent. `guard_appliance.rs` and `guard_examples.rs` have what the programs say.
+//! None is silent. Here the interface itself changes; `guard_others.rs` has what other programs do, `guard_appliance.rs` and
+//! `guard_examples.rs` what the programs say.
 //!
 //! | what was done | what the program is told | what packets see |
 //! |---|---|---|
@@ -10,17 +11,9 @@
 //! | it is moved, and another takes its name | `Loss::Moved` | the other is unguarded until `reattach` |
 //! | it is renamed | nothing | guarded |
 //! | it is renamed, and another takes its name | `Loss::Moved` | the other is unguarded until `reattach` |
-//! | the link is detached by another program | `Loss::Detached` | unguarded until `reattach` |
-//! | a pinned link is detached by another program | `Loss::Detached` | unguarded until `reattach` |
-//! | another program is put into the link | `Loss::Superseded`; edits: `Error::Superseded` | what that program does |
-//! | an upgrade takes the chain over | `Loss::Superseded` | guarded |
-//! | an upgrade is faster where the interface is back | `Error::Superseded` from `reattach` | guarded |
-//! | another program is faster where the interface is back | `Error::ForeignProgram` from `reattach` | what that program does |
-//! | the pins are removed | `Loss::Unpinned` | guarded while the process lives, and after `reattach` |
 //! | it is taken down, and up | nothing | guarded |
 //! | it joins a bridge | nothing | guarded |
 //! | its MTU is raised | nothing | guarded |
-//! | another program wants the interface, in any mode | nothing: the kernel refuses it | guarded |
 //! | the kernel's notices overflow | `Loss::Detached` | |
 //! | a thread in another network namespace waits | `Loss::Detached` | |
 //! | the pipeline that is watched is dropped | an error | unguarded, as it was told |
@@ -30,58 +23,11 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    guard::{PATIENCE, Packets, make_again, packets, packets_of, until},
+    guard::{PATIENCE, Packets, attach, make_again, packets, packets_of, refused, told, until},
     pins::{firewall, monitor, options},
 };
-use xdpkit::{
-    AttachOptions, Attachment, Error, Firewall, Loss, Pipeline, Position, Result, Stage as _, Watch, XdpMode, pinned,
-    remove_pins,
-};
+use xdpkit::{AttachOptions, Error, Pipeline, Position, Stage as _, XdpMode, pinned};
 use xdpkit_lab::{Namespace, bpffs::BpfFs, topology::Pair, veth};
-
-fn attach(pair: &Pair, firewall: &Firewall) -> (Attachment, Watch) {
-    let attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0"))).unwrap();
-    let watch = attachment.watch().unwrap();
-    assert_eq!(attachment.loss().unwrap(), None);
-    assert_eq!(packets_of(pair), Packets::Guarded);
-    (attachment, watch)
-}
-
-/// What is told of a loss, in short.
-fn told(loss: Option<Loss>) -> &'static str {
-    match loss {
-        None => "nothing",
-        Some(Loss::Detached { interface }) if interface == "eth0" => "detached",
-        Some(Loss::Moved { interface }) if interface == "eth0" => "moved",
-        Some(Loss::Superseded { what }) if !what.is_empty() => "superseded",
-        Some(Loss::Unpinned { interface, .. }) if interface == "eth0" => "unpinned",
-        Some(other) => panic!("{other:?}"),
-    }
-}
-
-/// Every edit of a chain of `a` and `b`, which must be refused and change nothing.
-fn refused(chain: &mut Pipeline, is_it: impl Fn(&Error) -> bool) {
-    let c = monitor("c");
-    let stages = chain.stages().join(",");
-    let (a, b) = (monitor("a"), monitor("b"));
-    type Edit<'e> = (&'e str, &'e mut dyn FnMut(&mut Pipeline) -> Result<()>);
-    let edits: [Edit<'_>; 9] = [
-        ("insert first", &mut |chain| chain.insert(Position::First, &c)),
-        ("insert last", &mut |chain| chain.insert(Position::Last, &c)),
-        ("remove first", &mut |chain| chain.remove("a")),
-        ("remove last", &mut |chain| chain.remove("b")),
-        ("replace", &mut |chain| chain.replace("a", &c)),
-        ("reorder", &mut |chain| chain.reorder(&["b", "a"])),
-        ("set_stages", &mut |chain| chain.set_stages(&[&a, &b, &c])),
-        ("set_last", &mut |chain| chain.set_last(Some(c.program_fd()))),
-        ("set_last, none", &mut |chain| chain.set_last(None)),
-    ];
-    for (name, edit) in edits {
-        let error = edit(chain).expect_err(name);
-        assert!(is_it(&error), "{name}: {error}");
-        assert_eq!(chain.stages().join(","), stages, "{name}");
-    }
-}
 
 #[test]
 fn the_interface_is_deleted_and_made_again() {
@@ -259,134 +205,6 @@ fn it_is_renamed_and_another_takes_its_name() {
 }
 
 #[test]
-fn the_link_is_detached_by_another_program() {
-    for pins in [None, Some(BpfFs::new().unwrap())] {
-        let pair = Pair::new().unwrap();
-        let firewall = firewall();
-        let options = match &pins {
-            Some(pins) => options(pins.path()),
-            None => AttachOptions::new("eth0"),
-        };
-        let mut attachment = pair.server.run(|| firewall.attach(&options)).unwrap();
-        let mut watch = attachment.watch().unwrap();
-        pair.server.detach_link("eth0").unwrap();
-        assert_eq!(told(watch.wait(PATIENCE).unwrap()), "detached");
-        assert_eq!(packets_of(&pair), Packets::Unguarded);
-        assert!(watch.wait_for_interface(Duration::ZERO).unwrap(), "it is there");
-        pair.server.run(|| attachment.reattach()).unwrap();
-        assert_eq!(packets_of(&pair), Packets::Guarded);
-        drop(attachment);
-        let expected = if pins.is_some() { Packets::Guarded } else { Packets::Unguarded };
-        assert_eq!(packets_of(&pair), expected);
-    }
-}
-
-#[test]
-fn another_program_is_put_into_the_link() {
-    for pins in [None, Some(BpfFs::new().unwrap())] {
-        let pair = Pair::new().unwrap();
-        let options = match &pins {
-            Some(pins) => options(pins.path()),
-            None => AttachOptions::new("eth0"),
-        };
-        let mut chain = Pipeline::new(&[&monitor("a"), &monitor("b")]).unwrap();
-        pair.server.run(|| chain.attach(&options)).unwrap();
-        let mut watch = chain.watch().unwrap();
-        pair.server.exchange_program("eth0", 2).unwrap();
-        match watch.wait(PATIENCE).unwrap() {
-            Some(Loss::Superseded { what }) => assert_eq!(what, "interface `eth0`"),
-            other => panic!("{other:?}"),
-        }
-        assert!(chain.is_superseded().unwrap() && !chain.is_attached().unwrap() && chain.mode().is_none());
-        let superseded = |error: &Error| matches!(error, Error::Superseded { what } if what == "interface `eth0`");
-        refused(&mut chain, superseded);
-        assert!(superseded(&pair.server.run(|| chain.reattach()).unwrap_err()), "nor is it won back");
-        assert!(superseded(&pair.server.run(|| chain.attach(&options)).unwrap_err()));
-    }
-}
-
-#[test]
-fn an_upgrade_takes_the_chain_over() {
-    let (pair, pins) = (Pair::new().unwrap(), BpfFs::new().unwrap());
-    let old = firewall();
-    let attachment = pair.server.run(|| old.attach(&options(pins.path()))).unwrap();
-    let mut watch = attachment.watch().unwrap();
-    let new = Firewall::adopt(pins.path(), "firewall").unwrap();
-    let _new = pair.server.run(|| new.attach(&options(pins.path()))).unwrap();
-    assert_eq!(told(watch.wait(PATIENCE).unwrap()), "superseded");
-    assert_eq!(packets_of(&pair), Packets::Guarded);
-}
-
-#[test]
-fn an_upgrade_is_faster_where_the_interface_is_back() {
-    let (pair, pins) = (Pair::new().unwrap(), BpfFs::new().unwrap());
-    let old = firewall();
-    let mut attachment = pair.server.run(|| old.attach(&options(pins.path()))).unwrap();
-    pair.server.delete_link("eth0").unwrap();
-    make_again(&pair);
-    let new = Firewall::adopt(pins.path(), "firewall").unwrap();
-    let taken = pair.server.run(|| new.attach(&options(pins.path()))).unwrap();
-    let error = pair.server.run(|| attachment.reattach()).unwrap_err();
-    assert!(matches!(error, Error::Superseded { .. }), "{error}");
-    assert!(taken.is_attached().unwrap());
-    assert_eq!(packets_of(&pair), Packets::Guarded);
-}
-
-#[test]
-fn another_program_is_faster_where_the_interface_is_back() {
-    for pins in [None, Some(BpfFs::new().unwrap())] {
-        let pair = Pair::new().unwrap();
-        let firewall = firewall();
-        let options = match &pins {
-            Some(pins) => options(pins.path()),
-            None => AttachOptions::new("eth0"),
-        };
-        let mut attachment = pair.server.run(|| firewall.attach(&options)).unwrap();
-        pair.server.delete_link("eth0").unwrap();
-        make_again(&pair);
-        let foreign = pair.server.xdp_pass("eth0").unwrap();
-        for _ in 0..2 {
-            let error = pair.server.run(|| attachment.reattach()).unwrap_err();
-            assert!(matches!(&error, Error::ForeignProgram { .. }), "{error}");
-            assert_eq!(told(attachment.loss().unwrap()), "detached");
-        }
-        drop(foreign);
-        pair.server.run(|| attachment.reattach()).unwrap();
-        assert_eq!(packets_of(&pair), Packets::Guarded);
-        attachment.detach().unwrap();
-    }
-}
-
-#[test]
-fn the_pins_are_removed() {
-    let (pair, pins) = (Pair::new().unwrap(), BpfFs::new().unwrap());
-    let (guard, monitor) = (firewall(), monitor("monitor"));
-    let mut chain = Pipeline::new(&[&guard]).unwrap();
-    pair.server.run(|| chain.attach(&options(pins.path()))).unwrap();
-    let mut watch = chain.watch().unwrap();
-    remove_pins(pins.path()).unwrap();
-    match watch.wait(PATIENCE).unwrap() {
-        Some(Loss::Unpinned { path, .. }) => assert!(path.starts_with(pins.path()), "{}", path.display()),
-        other => panic!("{other:?}"),
-    }
-    assert!(chain.is_attached().unwrap(), "it goes on");
-    assert_eq!(packets_of(&pair), Packets::Guarded);
-    chain.insert(Position::First, &monitor).unwrap();
-    chain.remove("monitor").unwrap();
-    assert_eq!(packets_of(&pair), Packets::Guarded);
-    chain.reattach().unwrap();
-    assert_eq!(told(watch.wait(Duration::ZERO).unwrap()), "nothing");
-    let index = pair.server.ifindex("eth0").unwrap();
-    assert_eq!(pinned(pins.path()).unwrap().interfaces, [(index, vec!["firewall".to_owned()])]);
-    drop((chain, guard));
-    assert_eq!(packets_of(&pair), Packets::Guarded, "it lives on without the process");
-    let adopted = Firewall::adopt(pins.path(), "firewall").unwrap();
-    let attachment = pair.server.run(|| adopted.attach(&options(pins.path()))).unwrap();
-    assert!(attachment.adopted() && adopted.len().unwrap() == 2);
-    attachment.detach().unwrap();
-}
-
-#[test]
 fn it_is_taken_down_and_up() {
     let pair = Pair::new().unwrap();
     let (attachment, mut watch) = attach(&pair, &firewall());
@@ -421,23 +239,6 @@ fn its_mtu_is_raised() {
     }
     assert_eq!(told(attachment.loss().unwrap()), "nothing");
     assert_eq!(packets_of(&pair), Packets::Guarded);
-}
-
-#[test]
-fn another_program_wants_the_interface() {
-    let pair = Pair::new().unwrap();
-    let firewall = firewall();
-    for mode in [XdpMode::Native, XdpMode::Generic] {
-        let attachment = pair.server.run(|| firewall.attach(&AttachOptions::new("eth0").mode(mode))).unwrap();
-        assert!(pair.server.xdp_pass("eth0").is_err(), "the kernel refuses it");
-        for other in [XdpMode::Native, XdpMode::Generic] {
-            let second = common::pins::monitor("second");
-            let refused = pair.server.run(|| second.attach(&AttachOptions::new("eth0").mode(other))).unwrap_err();
-            assert!(matches!(refused, Error::ForeignProgram { .. }), "{mode}, then {other}: {refused}");
-        }
-        assert_eq!((attachment.mode(), told(attachment.loss().unwrap())), (Some(mode), "nothing"));
-        assert_eq!(packets_of(&pair), Packets::Guarded);
-    }
 }
 
 #[test]

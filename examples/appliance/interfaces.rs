@@ -75,6 +75,15 @@ impl Appliance {
         Ok(())
     }
 
+    /// Why an interface is without its chain at the moment.
+    pub(crate) fn why_lost(&self, name: &str) -> String {
+        let refusal = self.lost.get(name).and_then(|lost| lost.refusal.clone());
+        refusal.unwrap_or_else(|| match Interface::by_name(name) {
+            Ok(_) => "its chain is not attached at the moment".into(),
+            Err(error) => error.to_string(),
+        })
+    }
+
     pub(crate) fn tell_detached(&self, name: &str, why: &str) {
         let line = json!({"event": "detached", "interface": name, "why": why});
         self.output.line(&line, || format!("{name} is not guarded: {why}"));

@@ -209,7 +209,7 @@ fn ready(output: Output, appliance: &Appliance) {
     for (interface, chain) in &appliance.chains {
         // What is, not what was: it may have gone a moment ago.
         if !chain.is_attached().unwrap_or(false) {
-            appliance.tell_detached(interface, "there is no such interface at the moment");
+            appliance.tell_detached(interface, &appliance.why_lost(interface));
             continue;
         }
         let mode = interfaces::mode(chain);

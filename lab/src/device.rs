@@ -75,10 +75,18 @@ impl Namespace {
         self.netlink().delete_link(self.ifindex(dev)?).context(|| self.about(dev, "delete"))
     }
 
-    /// Gives an interface another name.
+    /// Gives an interface another name. Kernels before 6.2 want it down for that: there it is for a moment.
     pub fn rename_link(&self, dev: &str, name: &str) -> Result<()> {
-        let set = self.set_link(dev, LinkAttribute::IfName(name.into()));
-        set.context(|| self.about(dev, &format!("rename it to {name}")))
+        let set = || self.set_link(dev, LinkAttribute::IfName(name.into()));
+        let renamed = match set() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                self.set_down(dev)?;
+                set()
+            }
+            other => other,
+        };
+        renamed.context(|| self.about(dev, &format!("rename it to {name}")))?;
+        self.set_up(name)
     }
 
     /// Moves an interface to another namespace, where it is down and without addresses at first.

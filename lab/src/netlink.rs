@@ -123,7 +123,7 @@ impl Netlink {
             }),
             _ => None,
         });
-        Ok(found.next_back())
+        Ok(found.next())
     }
 
     pub(crate) fn set_link(&self, index: u32, attributes: Vec<LinkAttribute>) -> io::Result<()> {

@@ -64,9 +64,9 @@ impl<T: Pod> Records<T> {
         }
     }
 
-    /// The field of 32 bits at this offset of a record.
+    /// The field of 32 bits at this offset of a record; 0 of one that is not there: the index may come from shared memory.
     pub(crate) fn get(&self, index: u32, offset: usize) -> u32 {
-        self.record(index)[offset / 4].load(Ordering::Acquire)
+        if index < self.len() { self.record(index)[offset / 4].load(Ordering::Acquire) } else { 0 }
     }
 
     /// Sets that field. What was written before is there for whoever finds it by this word.

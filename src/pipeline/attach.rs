@@ -189,7 +189,10 @@ impl Pipeline {
         }
         let mut undo = Undo::default();
         let swapped = self.pin_members(&pins, &mut undo).and_then(|()| {
-            link.replace(old.as_fd(), self.members[0].fd()).map_err(|cause| unreadable(&interface, cause))
+            link.replace(old.as_fd(), self.members[0].fd()).map_err(|cause| match cause.raw_os_error() {
+                Some(libc::ENOLINK) => Error::Detached { interface: interface.name().to_owned() },
+                _ => unreadable(&interface, cause),
+            })
         });
         if let Err(error) = swapped {
             if kept.is_some() {
