@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Frames that stand for several: generic mode sees TCP segments and UDP datagrams that the host's stack has merged, or that
- * their sender's has not cut yet. They are longer than the interface takes.
+ * Frames that stand for several: generic mode sees TCP segments and UDP datagrams that the host's stack has merged, or
+ * that their sender's has not cut yet. They are longer than the interface takes.
  */
 #ifndef XDPKIT_MERGED_H
 #define XDPKIT_MERGED_H
