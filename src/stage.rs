@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
+#[allow(unused_imports, reason = "for links in the documentation")]
+use crate::Error;
 use crate::{AttachOptions, Attachment, Pipeline, Recovery, Result, Stats, TestRun, Verdict, Watch};
 
 /// A network function: one XDP program and its tables, alone on an interface or in a [`Pipeline`].
@@ -59,14 +61,14 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// back.
     ///
     /// # Errors
-    /// [`Error::Superseded`](crate::Error::Superseded) when yet another process has adopted them;
-    /// [`Error::Pin`](crate::Error::Pin), [`Error::PinsLocked`](crate::Error::PinsLocked).
+    /// [`Error::Superseded`] when yet another process has adopted them;
+    /// [`Error::Pin`], [`Error::PinsLocked`].
     fn ready(&self) -> Result<()> {
         self.core().owner().ready()
     }
 
     /// Whether another process has taken over the tables for good: edits return
-    /// [`Error::Superseded`](crate::Error::Superseded) from then on, reading goes on.
+    /// [`Error::Superseded`] from then on, reading goes on.
     fn is_superseded(&self) -> bool {
         self.core().owner().is_superseded()
     }
@@ -74,7 +76,7 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// Waits until another process has taken over the tables for good: see [`Watch`]. Other losses are those of attachments.
     ///
     /// # Errors
-    /// [`Error::Interface`](crate::Error::Interface) when the kernel refuses to notify.
+    /// [`Error::Interface`] when the kernel refuses to notify.
     fn watch(&self) -> Result<Watch> {
         Watch::of_stage(&self.core().shared)
     }
