@@ -221,7 +221,8 @@ fn an_adopted_balancer_goes_on_with_every_connection() {
         let drained = &bench.balancer.backends(&service(TCP4)).unwrap()[0];
         assert_eq!((drained.state, drained.stats.active), (BackendState::Draining, 1));
         open(&bench, &service("udp/10.0.0.100:53"), at("10.0.0.25:4000"));
-        attached.detach().unwrap();
+        drop(attached);
+        xdpkit::remove_pins(pins.path()).unwrap();
     }
 }
 
@@ -238,7 +239,8 @@ fn an_adopted_balancer_takes_back_a_service_that_was_removed_before() {
         bench.balancer = NatBalancer::adopt(pins.path(), &name).unwrap();
         bench.balancer.insert(service(TCP4), &with).unwrap();
         open(&bench, &service(TCP4), at("10.0.0.20:4000"));
-        attached.detach().unwrap();
+        drop(attached);
+        xdpkit::remove_pins(pins.path()).unwrap();
     }
 }
 

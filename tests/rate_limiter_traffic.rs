@@ -173,7 +173,7 @@ fn h1_limits_buckets_tiers_and_bans_survive_the_process() {
             assert_eq!(judge(&limiter, &udp(source)).0, Action::Pass);
         }
     }
-    let limiter = RateLimiter::load_or_adopt(pins, &config).unwrap();
+    let limiter = RateLimiter::adopt(pins, "rate_limiter").unwrap();
     assert!(limiter.limits().iter().eq([(Scope::All, just(3).into()), (Scope::UdpPort(53), just(2).into())]));
     assert_eq!(limiter.tiers().len(), 2);
     assert_eq!(limiter.bans().len().unwrap(), 1);

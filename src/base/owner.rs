@@ -12,6 +12,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -145,7 +146,8 @@ impl Owner {
             let path = home.path.join(format!("{CLAIM}{epoch}"));
             fs::create_dir(&path).map_err(failure(&path, "create the directory"))?;
             let claim = open(&path)?;
-            claim.try_lock().map_err(|error| failure(&path, "lock it")(error.into()))?;
+            // Another value may be looking at that moment whether it is locked.
+            lock_file(&claim, &path, LOCK_PATIENCE, || ())?;
             entered.homes.claim = Some(claim);
         }
         self.epoch.store(epoch, Ordering::SeqCst);
@@ -221,8 +223,11 @@ impl Owner {
     /// Whether another process has the tables: for good, or as long as it lives.
     fn is_taken(&self, homes: &Homes) -> Result<bool> {
         let epoch = self.epoch();
-        Ok(self.word(CURRENT).load(Ordering::SeqCst) != epoch
-            && (self.is_superseded() || homes.successor_lives(epoch)?))
+        if self.word(CURRENT).load(Ordering::SeqCst) == epoch {
+            return Ok(false);
+        }
+        // Asked again at the end: it may have become ready meanwhile, and its claim have gone.
+        Ok(self.is_superseded() || homes.successor_lives(epoch)? || self.is_superseded())
     }
 
     /// Whether another process has adopted the tables, and ended before it was ready.
@@ -313,9 +318,15 @@ impl Homes {
 
     /// Whether a process lives that has adopted after this epoch.
     fn successor_lives(&self, epoch: u64) -> Result<bool> {
-        for (claim, path) in self.claims()? {
-            if claim > epoch && matches!(open(&path)?.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-                return Ok(true);
+        for (_, path) in self.claims()?.into_iter().filter(|(claim, _)| *claim > epoch) {
+            match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                claim => {
+                    let claim = claim.map_err(failure(&path, "open it"))?;
+                    if matches!(claim.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+                        return Ok(true);
+                    }
+                }
             }
         }
         Ok(false)
@@ -331,6 +342,6 @@ impl Homes {
     }
 }
 
-fn gone(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+fn gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

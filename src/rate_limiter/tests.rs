@@ -3,14 +3,17 @@
 
 use std::{
     net::IpAddr,
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use super::{RateLimiter, RateLimiterConfig, rate::shifts, source::Source, source::tag};
+use super::{RateLimiter, RateLimiterConfig, Tier, book::Book, rate::shifts, source::Source, source::tag};
 use crate::{
     Action, Rate, Scope, Stage as _,
     abi::rate_limiter::{TIME_MASK, UNIT_SHIFT},
-    sys,
+    base::Records,
+    lpm::LINE_WORDS,
+    sys::{self, mmap::Mapping},
 };
 
 /// An IPv4 UDP packet: Ethernet, IP, UDP, ten bytes; from 192.0.2.1.
@@ -110,4 +113,35 @@ fn an_idle_bucket_is_protected_for_a_time() {
             assert_eq!(known, stays, "{rate}: idle for {idle} ns");
         }
     }
+}
+
+/// What a process leaves that was killed, or that edited beside another one.
+#[test]
+fn damaged_tiers_are_dropped_or_built_again_with_an_account() {
+    let limiter = limiter(Rate::per_second(1_000_000));
+    for third in 0..40 {
+        limiter.tiers().insert(format!("192.0.{third}.0/25").parse().unwrap(), Tier::Blocked).unwrap();
+    }
+    assert_eq!(passes(&limiter, 1), 0);
+    let core = &limiter.core;
+    // The node of 192.0.0.0/16 leads back to itself.
+    let memory = Mapping::new(core.map("lpm_lines")).unwrap();
+    let words = memory.as_ref();
+    let node = words[limiter.policy().roots[0] as usize * LINE_WORDS + 0xc000].load(Ordering::SeqCst);
+    let first = (node & 0x1fff_ffff) as usize * LINE_WORDS;
+    words[first..first + 2 * LINE_WORDS].iter().for_each(|word| word.store(node, Ordering::SeqCst));
+    // A record is of a class that there is not.
+    let records = Records::<crate::abi::rate_limiter::Tier>::of(core, "tiers").unwrap();
+    let third = (0..records.len()).find(|at| records.read(*at).address[..3] == [192, 0, 3]).unwrap();
+    let mut record = records.read(third);
+    record.class = 200;
+    records.write(third, &record);
+    let book = Book::adopt(core).unwrap();
+    let account = core.recovery();
+    assert_eq!((account.dropped.len(), account.rebuilt.len()), (1, 1), "{account:?}");
+    assert_eq!(book.tiers().count(), 39);
+    assert_eq!(passes(&limiter, 1), 0, "192.0.2.1 is blocked");
+    let mut other = frame();
+    other[28] = 3;
+    assert_eq!(limiter.test_run(&other).unwrap().action, Action::Pass);
 }

@@ -183,4 +183,25 @@ mod tests {
         let members: Vec<_> = book.entry(&next).unwrap().members.iter().map(|member| member.target).collect();
         assert_eq!(members, [target(14)]);
     }
+
+    #[test]
+    fn records_that_are_not_whole_are_dropped_with_an_account() {
+        let balancer = DsrBalancer::load(&DsrConfig::default()).expect("needs root");
+        let core = balancer.core();
+        let target = |last: u8| Target { address: std::net::Ipv4Addr::new(192, 168, 178, last).into(), port: 0 };
+        let mut book = Book::adopt(core, AtOnce).unwrap();
+        let record = bytemuck::Zeroable::zeroed();
+        for text in ["tcp/10.0.0.100:80", "tcp/10.0.0.101:80", "tcp/10.0.0.102:80"] {
+            book.insert_service(core, text.parse().unwrap(), record, &[(target(11), 1), (target(12), 1)]).unwrap();
+        }
+        // Slots that are another service's; and a backend that is nowhere.
+        book.services.set(2, offset_of!(Service, first_line), 0);
+        book.backends.set(1, offset_of!(Backend, family), 9);
+        let book = Book::adopt(core, AtOnce).unwrap();
+        let left: Vec<String> = book.entries().map(|(service, _)| service.to_string()).collect();
+        assert_eq!(left, ["tcp/10.0.0.100:80", "tcp/10.0.0.102:80"]);
+        let members = |text: &str| book.entry(&text.parse().unwrap()).unwrap().members.len();
+        assert_eq!((members("tcp/10.0.0.100:80"), members("tcp/10.0.0.102:80")), (1, 2));
+        assert_eq!(core.recovery().dropped.len(), 2, "{:?}", core.recovery());
+    }
 }

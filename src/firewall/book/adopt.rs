@@ -187,3 +187,68 @@ fn leaf_of(record: &Record, id: u32, list: usize) -> u32 {
         Decision::Deny => id | LEAF_PLAIN | LEAF_DENY,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! These need root.
+
+    use std::sync::atomic::Ordering;
+
+    use xdpkit_lab::frame::Frame;
+
+    use super::*;
+    use crate::firewall::store::{Rules, SettingsView};
+    use crate::{
+        Action, Engine, Firewall, FirewallConfig, Rule, Stage as _, abi::firewall::Record, lpm::LINE_WORDS,
+        stage::sealed::Sealed as _, sys::mmap::Mapping,
+    };
+
+    /// What a process leaves that was killed, or that edited beside another one.
+    #[test]
+    fn what_is_not_whole_is_dropped_or_built_again_with_an_account() {
+        for lines in [None, Some(16_384 + 72)] {
+            let mut config = FirewallConfig::default().engine(Engine::Compiled).capacity(1000);
+            config.table_lines = lines;
+            let firewall = Firewall::load(&config).expect("needs root");
+            for third in 0..40 {
+                firewall.insert(format!("10.7.{third}.0/25").parse().unwrap(), Rule::deny()).unwrap();
+                firewall.insert(format!("10.8.{third}.0/24 tcp").parse().unwrap(), Rule::deny()).unwrap();
+            }
+            let core = firewall.core();
+            let denies = |address: &str| {
+                let frame = Frame::tcp(format!("{address}:1").parse().unwrap(), "192.0.2.1:2".parse().unwrap()).build();
+                firewall.test_run(&frame).unwrap().action == Action::Drop
+            };
+            assert!(denies("10.7.5.1") && denies("10.8.5.1") && !denies("10.7.5.200"));
+            // The node of 10.7.0.0/16 leads back to itself.
+            let settings = SettingsView::of(core).unwrap().read();
+            let memory = Mapping::new(core.map("lpm_lines")).unwrap();
+            let words = memory.as_ref();
+            let node = words[settings.roots[0][0] as usize * LINE_WORDS + 0x0a07].load(Ordering::SeqCst);
+            let first = (node & 0x1fff_ffff) as usize * LINE_WORDS;
+            words[first..first + 2 * LINE_WORDS].iter().for_each(|word| word.store(node, Ordering::SeqCst));
+            // One record has a prefix that no address has, another a counter that is none.
+            let rules = Rules::of(core).unwrap();
+            let whole = |id: &u32| selector_of(&rules.read(*id)).map(|selector| selector.to_string());
+            let id_of = |text: &str| (1..rules.len()).find(|id| whole(id).as_deref() == Some(text)).unwrap();
+            for (text, damage) in [
+                ("10.7.3.0/25", (|record| record.source_length = 77) as fn(&mut Record)),
+                ("10.8.4.0/24 tcp", |record| record.counter = u32::MAX),
+            ] {
+                let id = id_of(text);
+                let mut record = rules.read(id);
+                damage(&mut record);
+                rules.write(id, &record);
+            }
+            let book = Book::adopt(core).unwrap();
+            let account = core.recovery();
+            assert_eq!((account.dropped.len(), account.rebuilt.len()), (2, 1), "{account:?}");
+            assert_eq!(book.len(), 78);
+            for third in 0..40 {
+                assert_eq!(denies(&format!("10.7.{third}.1")), third != 3, "{third}");
+                assert_eq!(denies(&format!("10.8.{third}.1")), third != 4, "{third}");
+                assert!(!denies(&format!("10.7.{third}.200")));
+            }
+        }
+    }
+}

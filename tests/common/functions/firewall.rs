@@ -113,7 +113,10 @@ impl Owned for Guard {
 
 pub(super) struct Scrubber(Firewall);
 
-const LINES: u32 = 60_000;
+/// Lines of a long list.
+fn lines_of_list() -> u32 {
+    crate::common::times(20_000, 60_000, 5_000) as u32
+}
 
 impl Scrubber {
     pub(super) fn start(directory: &Path, engine: Engine) -> Result<Self> {
@@ -134,7 +137,7 @@ impl Owned for Scrubber {
     fn edit(&self, random: &mut Rng) -> Result<()> {
         // Hosts and networks all over the room, most of them there before.
         let shift = random.u32(..64);
-        let lines = (0..LINES).map(|n| {
+        let lines = (0..lines_of_list()).map(|n| {
             let n = n + if n % 8 == 0 { shift } else { 0 };
             let bits = 0x1400_0000_u32 + n.wrapping_mul(0x9e37_79b1) % 0x5000_0000;
             let net = IpNet::new(IpAddr::from(bits.to_be_bytes()), if n % 5 == 0 { 28 } else { 32 }).unwrap().trunc();
