@@ -5,31 +5,20 @@ use std::path::Path;
 use super::home::stage_path;
 use crate::{Error, Result};
 
-/// A network function, as its start sees it.
-pub(crate) trait Function: Sized {
-    type Config;
-
-    fn name_in(config: &Self::Config) -> &str;
-
-    /// With new tables.
-    fn load_new(config: &Self::Config) -> Result<Self>;
-
-    /// With the tables that are pinned there.
-    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self>;
-
-    /// Brings each setting that can change to the configuration. One that cannot and differs is refused before anything is
-    /// changed, by its name there ([`StageCore::is_fixed`](super::StageCore::is_fixed)).
-    fn apply(&self, config: &Self::Config) -> Result<()>;
-}
-
-/// Adopts what is pinned under the configuration's name and brings it to the configuration; loads where nothing is.
-pub(crate) fn load_or_adopt<F: Function>(directory: &Path, config: &F::Config) -> Result<F> {
-    let name = F::name_in(config);
-    match F::adopt_pinned(directory, name) {
-        Err(Error::PinMissing { path }) if path == stage_path(directory, name) => F::load_new(config),
+/// Adopts what is pinned there under this name and brings it to the configuration; loads where nothing is. `configure` refuses
+/// what cannot change, and differs, before it changes anything ([`StageCore::is_fixed`](super::StageCore::is_fixed)).
+pub(crate) fn load_or_adopt<T>(
+    directory: &Path,
+    name: &str,
+    adopt: impl FnOnce(&Path, &str) -> Result<T>,
+    load: impl FnOnce() -> Result<T>,
+    configure: impl FnOnce(&T) -> Result<()>,
+) -> Result<T> {
+    match adopt(directory, name) {
+        Err(Error::PinMissing { path }) if path == stage_path(directory, name) => load(),
         adopted => {
             let adopted = adopted?;
-            adopted.apply(config)?;
+            configure(&adopted)?;
             Ok(adopted)
         }
     }

@@ -11,7 +11,7 @@ mod records;
 mod stage_core;
 mod state;
 
-pub(crate) use adopt::{Function, load_or_adopt};
+pub(crate) use adopt::load_or_adopt;
 pub(crate) use home::{STAGES, map_path, open_map, pin_stage, pinned_stages};
 pub(crate) use owner::Owner;
 pub(crate) use records::Records;

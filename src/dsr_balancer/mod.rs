@@ -33,7 +33,7 @@ use crate::{
         Book, Echo, ServiceAddr, Target,
         book::{Entry, backend_stats, service_stats},
     },
-    base::{self, Edit, Function, StageCore, StageKind, State},
+    base::{self, Edit, StageCore, StageKind, State},
     flow_table::Shape,
     stage::sealed::Sealed,
     sys::{self, object::Plan, route::Route},
@@ -103,26 +103,6 @@ impl Sealed for DsrBalancer {
 
 impl Stage for DsrBalancer {}
 
-impl Function for DsrBalancer {
-    type Config = DsrConfig;
-
-    fn name_in(config: &DsrConfig) -> &str {
-        &config.name
-    }
-
-    fn load_new(config: &DsrConfig) -> Result<Self> {
-        Self::load(config)
-    }
-
-    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
-        Self::adopt(directory, name)
-    }
-
-    fn apply(&self, config: &DsrConfig) -> Result<()> {
-        self.configure(config)
-    }
-}
-
 /// The services and flows, as the tables have them.
 fn read_book(core: &StageCore) -> Result<Book<Transitions>> {
     let flows = core.adopt_flow_table("flows")?;
@@ -171,7 +151,13 @@ impl DsrBalancer {
     /// # Errors
     /// As [`DsrBalancer::load`], [`DsrBalancer::adopt`] and [`DsrBalancer::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &DsrConfig) -> Result<Self> {
-        base::load_or_adopt(directory.as_ref(), config)
+        base::load_or_adopt(
+            directory.as_ref(),
+            &config.name,
+            |directory, name| Self::adopt(directory, name),
+            || Self::load(config),
+            |adopted| adopted.configure(config),
+        )
     }
 
     /// From now on, follows this configuration, whose name is passed over. Without `outer_v4` or `outer_v6`, outer sources

@@ -35,7 +35,7 @@ use crate::{
         firewall::{ENGINE_COMPILED, Settings},
     },
     address::Unmapped as _,
-    base::{self, Edit, Function, StageCore, StageKind, State},
+    base::{self, Edit, StageCore, StageKind, State},
     stage::sealed::Sealed,
     sys::{self, object::Plan},
 };
@@ -121,26 +121,6 @@ impl Sealed for Firewall {
 
 impl Stage for Firewall {}
 
-impl Function for Firewall {
-    type Config = FirewallConfig;
-
-    fn name_in(config: &FirewallConfig) -> &str {
-        &config.name
-    }
-
-    fn load_new(config: &FirewallConfig) -> Result<Self> {
-        Self::load(config)
-    }
-
-    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
-        Self::adopt(directory, name)
-    }
-
-    fn apply(&self, config: &FirewallConfig) -> Result<()> {
-        self.configure(config)
-    }
-}
-
 impl Firewall {
     /// Loads the program and creates its tables.
     ///
@@ -163,7 +143,13 @@ impl Firewall {
     /// # Errors
     /// As [`Firewall::load`], [`Firewall::adopt`] and [`Firewall::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &FirewallConfig) -> Result<Self> {
-        base::load_or_adopt(directory.as_ref(), config)
+        base::load_or_adopt(
+            directory.as_ref(),
+            &config.name,
+            |directory, name| Self::adopt(directory, name),
+            || Self::load(config),
+            |adopted| adopted.configure(config),
+        )
     }
 
     /// From now on, follows this configuration, whose name is passed over.

@@ -8,7 +8,7 @@ use crate::{
         event::Event,
         monitor::{PROTOCOLS, Settings},
     },
-    base::{self, Function, StageCore, StageKind},
+    base::{self, StageCore, StageKind},
     stage::sealed::Sealed,
     sys::{self, object::Plan},
 };
@@ -200,26 +200,6 @@ impl Sealed for PacketMonitor {
 
 impl Stage for PacketMonitor {}
 
-impl Function for PacketMonitor {
-    type Config = MonitorConfig;
-
-    fn name_in(config: &MonitorConfig) -> &str {
-        &config.name
-    }
-
-    fn load_new(config: &MonitorConfig) -> Result<Self> {
-        Self::load(config)
-    }
-
-    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
-        Self::adopt(directory, name)
-    }
-
-    fn apply(&self, config: &MonitorConfig) -> Result<()> {
-        self.configure(config)
-    }
-}
-
 impl PacketMonitor {
     /// Loads the program and creates its tables.
     ///
@@ -250,7 +230,13 @@ impl PacketMonitor {
     /// # Errors
     /// As [`PacketMonitor::load`], [`PacketMonitor::adopt`] and [`PacketMonitor::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &MonitorConfig) -> Result<Self> {
-        base::load_or_adopt(directory.as_ref(), config)
+        base::load_or_adopt(
+            directory.as_ref(),
+            &config.name,
+            |directory, name| Self::adopt(directory, name),
+            || Self::load(config),
+            |adopted| adopted.configure(config),
+        )
     }
 
     /// From now on, follows this configuration, whose name is passed over.

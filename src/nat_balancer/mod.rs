@@ -25,7 +25,7 @@ use crate::{
     abi::nat_balancer::{self as abi, DESTINATION_ONLY, STATES, Settings},
     address::Unmapped as _,
     balancer::Book,
-    base::{self, Edit, Function, StageCore, StageKind, State},
+    base::{self, Edit, StageCore, StageKind, State},
     flow_table::Shape,
     stage::sealed::Sealed,
     sys::{self, clock::Clock, mmap::LongMapping, object::Plan},
@@ -109,26 +109,6 @@ impl Sealed for NatBalancer {
 }
 
 impl Stage for NatBalancer {}
-
-impl Function for NatBalancer {
-    type Config = NatConfig;
-
-    fn name_in(config: &NatConfig) -> &str {
-        &config.name
-    }
-
-    fn load_new(config: &NatConfig) -> Result<Self> {
-        Self::load(config)
-    }
-
-    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
-        Self::adopt(directory, name)
-    }
-
-    fn apply(&self, config: &NatConfig) -> Result<()> {
-        self.configure(config)
-    }
-}
 
 /// The services, as the tables have them.
 fn read_book(core: &StageCore, connections: &Arc<Connections>) -> Result<Book<NatRule>> {
@@ -215,7 +195,13 @@ impl NatBalancer {
     /// # Errors
     /// As [`NatBalancer::load`], [`NatBalancer::adopt`] and [`NatBalancer::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &NatConfig) -> Result<Self> {
-        base::load_or_adopt(directory.as_ref(), config)
+        base::load_or_adopt(
+            directory.as_ref(),
+            &config.name,
+            |directory, name| Self::adopt(directory, name),
+            || Self::load(config),
+            |adopted| adopted.configure(config),
+        )
     }
 
     /// From now on, follows this configuration, whose name is passed over.

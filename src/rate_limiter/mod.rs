@@ -38,7 +38,7 @@ use crate::{
         event::Event,
         rate_limiter::{CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, Policy, SCOPES},
     },
-    base::{self, Edit, Function, StageCore, StageKind, State},
+    base::{self, Edit, StageCore, StageKind, State},
     flow_table::{FlowTable, Shape},
     stage::sealed::Sealed,
     sys::{self, mmap::LongMapping, object::Plan},
@@ -113,26 +113,6 @@ impl Sealed for RateLimiter {
 
 impl Stage for RateLimiter {}
 
-impl Function for RateLimiter {
-    type Config = RateLimiterConfig;
-
-    fn name_in(config: &RateLimiterConfig) -> &str {
-        &config.name
-    }
-
-    fn load_new(config: &RateLimiterConfig) -> Result<Self> {
-        Self::load(config)
-    }
-
-    fn adopt_pinned(directory: &Path, name: &str) -> Result<Self> {
-        Self::adopt(directory, name)
-    }
-
-    fn apply(&self, config: &RateLimiterConfig) -> Result<()> {
-        self.configure(config)
-    }
-}
-
 /// What sources without a place share.
 fn share_of(config: &RateLimiterConfig) -> Rate {
     match config.full {
@@ -176,7 +156,13 @@ impl RateLimiter {
     /// # Errors
     /// As [`RateLimiter::load`], [`RateLimiter::adopt`] and [`RateLimiter::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &RateLimiterConfig) -> Result<Self> {
-        base::load_or_adopt(directory.as_ref(), config)
+        base::load_or_adopt(
+            directory.as_ref(),
+            &config.name,
+            |directory, name| Self::adopt(directory, name),
+            || Self::load(config),
+            |adopted| adopted.configure(config),
+        )
     }
 
     /// From now on, follows this configuration, whose name is passed over. Its limits take the place of those that there
