@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 #[allow(unused_imports, reason = "for links in the documentation")]
 use crate::Error;
-use crate::{AttachOptions, Attachment, Pipeline, Recovery, Result, Stats, TestRun, Verdict, Watch};
+use crate::{AttachOptions, Attachment, Pipeline, Recovery, Result, Stats, TestRun, Verdict, Watch, pin};
 
 /// A network function: one XDP program and its tables, alone on an interface or in a [`Pipeline`].
 ///
@@ -64,7 +64,7 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// [`Error::Superseded`] when yet another process has adopted them;
     /// [`Error::Pin`], [`Error::PinsLocked`].
     fn ready(&self) -> Result<()> {
-        self.core().owner().ready()
+        pin::make_ready(&self.core().shared)
     }
 
     /// Whether another process has taken over the tables for good: edits return

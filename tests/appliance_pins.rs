@@ -97,11 +97,17 @@ settings.capacity = 4096
     let client_is_denied = || !answers(&lab, lab.server_addr.v4.into());
     assert!(client_is_denied());
     let rows = [
-        ("capacity = 1000", "capacity = 2000", "edge`: it has `capacity", "1000", "2000"),
+        ("capacity = 1000", "capacity = 500", "edge`: it has `capacity", "1000", "500"),
         ("sources = 4096", "sources = 8192", "limits`: it has `sources", "4096", "8192"),
         ("flows = 4096", "flows = 8192", "direct`: it has `flows", "4096", "8192"),
         ("\nsettings.capacity = 4096", "\nsettings.capacity = 8192", "translated`: it has `capacity", "4096", "8192"),
-        ("capacity = 1000", "capacity = 1000\nsettings.engine = 'trie'", "edge`: it has `engine", "compiled", "trie"),
+        (
+            "capacity = 1000",
+            "capacity = 2000\nsettings.ring_bytes = 4096",
+            "edge`: it has `ring_bytes",
+            "1048576",
+            "4096",
+        ),
         ("sources = 4096", "sources = 4096\nsettings.prefix_v6 = 56", "limits`: it has `prefix_v6", "64", "56"),
         ("flows = 4096", "flows = 4096\nsettings.seed = 7", "direct`: it has `seed", "of its own", "another one"),
         ("flows = 4096", "flows = 4096\nsettings.table_size = 1021", "direct`: it has `table_size", "65537", "1021"),
@@ -126,9 +132,64 @@ settings.capacity = 4096
         assert!(client_is_denied(), "{new}: what is pinned goes on");
     }
     // The way out.
-    place.write(&text.replace("capacity = 1000", "capacity = 2000").replace("edge", "edge2"));
+    place.write(&text.replace("capacity = 1000", "capacity = 500").replace("edge", "edge2"));
     let mut appliance = Running::start(&lab.server, &place.file(), &pin);
     assert_eq!(appliance.expect("ready")["adopted"], true);
     assert!(client_is_denied());
     appliance.stop();
+}
+
+/// What a reload says that a restart does, a restart does, of a process that runs as well as after its end.
+#[test]
+fn what_is_pinned_grows_with_a_restart() {
+    let (lab, place, pins) = (Pair::new().unwrap(), Place::new("grows"), BpfFs::new().unwrap());
+    let directory = pins.path().join("appliance");
+    let pin = ["--pin", directory.to_str().unwrap()];
+    let text = |rules: u32, more: u32| {
+        let networks: Vec<String> = (0..rules).map(|n| format!("'198.18.{}.{}'", n / 256, n % 256)).collect();
+        format!(
+            "
+[interface.eth0]
+chain = ['edge', 'limits', 'direct', 'translated']
+[firewall.edge]
+settings.capacity = {}
+deny = ['10.0.0.2', {}]
+[rate_limiter.limits]
+settings.tiers = {more}
+settings.bans = {}
+[dsr_balancer.direct]
+settings.services = {more}
+[nat_balancer.translated]
+settings.backends = {more}
+",
+            rules + 1,
+            networks.join(", "),
+            64 * more,
+        )
+    };
+    place.write(&text(50, 16));
+    let mut appliance = Running::start(&lab.server, &place.file(), &pin);
+    appliance.expect("ready");
+    let client_is_denied = || !answers(&lab, lab.server_addr.v4.into());
+    assert!(client_is_denied());
+    place.write(&text(500, 32));
+    let message = appliance.reload().unwrap_err().to_string();
+    let growing =
+        ["edge.settings.capacity", "limits.settings.tiers", "limits.settings.bans", "direct.settings.services"];
+    assert!(growing.iter().any(|key| message.contains(key)), "{message}");
+    assert!(message.ends_with("it can only change with a restart"), "{message}");
+    // While it runs.
+    let mut new = Running::start(&lab.server, &place.file(), &pin);
+    appliance.expect("superseded");
+    assert_eq!(appliance.ended().1, Some(0));
+    assert_eq!(new.expect("ready")["adopted"], true);
+    assert!(client_is_denied());
+    new.stop();
+    assert!(client_is_denied());
+    // After its end.
+    place.write(&text(5000, 64));
+    let mut new = Running::start(&lab.server, &place.file(), &pin);
+    assert_eq!(new.expect("ready")["adopted"], true);
+    assert!(client_is_denied());
+    new.stop();
 }

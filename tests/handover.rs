@@ -11,7 +11,11 @@ use common::{
 fn hand_over(function: Function, test: &str) {
     obey();
     let scene = Scene::new(function);
-    let start = |round: usize, job| Process::start(&scene.ns, test, function, job, &scene.place, round as u64);
+    let start = |round: usize, job| {
+        // Every other one asks for more room.
+        scene.place.more.set(round as u32 / 2 * 16);
+        Process::start(&scene.ns, test, function, job, &scene.place, round as u64)
+    };
     let probes = common::times(200, 2000, 50).to_string();
     let mut owner = start(0, Job::Own);
     owner.expect("ready");

@@ -25,6 +25,7 @@ fn kill_in_edits(function: Function, test: &str) {
     let mut traffic = None;
     let (mut dropped, rounds) = (Vec::new(), common::times(4, 200, 2));
     for round in 0..=rounds {
+        scene.place.more.set(round as u32 / 2 * 16);
         let mut owner = Process::start(&scene.ns, test, function, Job::Own, &scene.place, round as u64);
         let account = owner.expect("adopted");
         if account != "adopted dropped [] rebuilt []" {
@@ -73,6 +74,61 @@ fn a_monitor_survives_kills_in_edits() {
     kill_in_edits(Function::Monitor, "a_monitor_survives_kills_in_edits");
 }
 
+/// Kills processes on the way from tables that they have made larger to packets that meet them.
+fn kill_in_growth(function: Function, test: &str) {
+    obey();
+    let scene = Scene::new(function);
+    let mut random = Rng::with_seed(12);
+    let start = |round: usize| {
+        scene.place.more.set(round as u32 * 16);
+        Process::start(&scene.ns, test, function, Job::Own, &scene.place, round as u64)
+    };
+    let mut owner = start(0);
+    owner.expect("ready");
+    let traffic = scene.traffic();
+    for round in 1..=common::times(3, 100, 1) {
+        let mut upgrade = start(round);
+        upgrade.expect("adopted");
+        thread::sleep(Duration::from_micros(random.u64(..60_000)));
+        upgrade.kill();
+        // Whether the one before goes on or has given way, the next one has all of it.
+        let mut successor = start(round);
+        successor.expect("ready");
+        successor.order("probe 100");
+        successor.expect("agrees");
+        traffic.goes_on(&format!("{function:?}, round {round}"));
+        owner.expect("superseded");
+        owner.kill();
+        owner = successor;
+    }
+    traffic.end();
+}
+
+#[test]
+fn a_firewall_with_tries_survives_kills_in_growth() {
+    kill_in_growth(Function::Trie, "a_firewall_with_tries_survives_kills_in_growth");
+}
+
+#[test]
+fn a_firewall_with_compiled_tables_survives_kills_in_growth() {
+    kill_in_growth(Function::Compiled, "a_firewall_with_compiled_tables_survives_kills_in_growth");
+}
+
+#[test]
+fn a_rate_limiter_survives_kills_in_growth() {
+    kill_in_growth(Function::Limiter, "a_rate_limiter_survives_kills_in_growth");
+}
+
+#[test]
+fn a_nat_balancer_survives_kills_in_growth() {
+    kill_in_growth(Function::Nat, "a_nat_balancer_survives_kills_in_growth");
+}
+
+#[test]
+fn a_dsr_balancer_survives_kills_in_growth() {
+    kill_in_growth(Function::Dsr, "a_dsr_balancer_survives_kills_in_growth");
+}
+
 /// An upgrade that dies before it is ready leaves the tables to the earlier process, which obeys what it finds in them.
 fn die_before_ready(function: Function, test: &str) {
     obey();
@@ -82,6 +138,7 @@ fn die_before_ready(function: Function, test: &str) {
     owner.expect("ready");
     let traffic = scene.traffic();
     for round in 0..common::times(3, 20, 1) as u64 {
+        scene.place.more.set(round as u32 * 16);
         let mut upgrade = start(2 + round, Job::Adopt);
         // It has changed something in between, and changes more until it dies.
         upgrade.expect("waiting");

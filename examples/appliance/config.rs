@@ -197,3 +197,16 @@ pub(crate) fn check_name(file: &Path, kind: &str, table: &str, name: &str, defau
     let problem = format!("`{name}`: expected none, or `{table}`: the table's name is the function's");
     Err(ConfigError::new(file, &format!("{kind}.{table}.settings.name"), problem))
 }
+
+/// A setting that no reload changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fixed {
+    pub(crate) key: &'static str,
+    /// Whether a process that adopts the tables can make it what it is to be.
+    pub(crate) grows: bool,
+}
+
+/// The first of those that differ.
+pub(crate) fn first_of(settings: impl IntoIterator<Item = (bool, Fixed)>) -> Option<Fixed> {
+    settings.into_iter().find_map(|(differs, setting)| differs.then_some(setting))
+}

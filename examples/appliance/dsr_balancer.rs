@@ -11,7 +11,7 @@ use serde::Deserialize;
 use xdpkit::{BackendState, DsrBackendEntry, DsrBalancer, DsrConfig, DsrService, Forwarding, Interface, ServiceAddr};
 
 use crate::{
-    config::{ConfigError, check_name},
+    config::{ConfigError, Fixed, check_name, first_of},
     health::{Balancer, HealthTable, ProbesTable, Still, Wanted, Watched, present_weight},
 };
 
@@ -112,18 +112,16 @@ impl ServicePlan {
 
 impl DsrPlan {
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
-    pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
+    pub(crate) fn fixed_difference(&self, other: &Self) -> Option<Fixed> {
         let (a, b) = (&self.settings, &other.settings);
-        [
-            (a.services != b.services, "services"),
-            (a.backends != b.backends, "backends"),
-            (a.table_size != b.table_size, "table_size"),
-            (a.seed != b.seed, "seed"),
-            (a.flows != b.flows, "flows"),
-            (a.ring_bytes != b.ring_bytes, "ring_bytes"),
-        ]
-        .into_iter()
-        .find_map(|(differs, key)| differs.then_some(key))
+        first_of([
+            (a.services != b.services, Fixed { key: "services", grows: b.services > a.services }),
+            (a.backends != b.backends, Fixed { key: "backends", grows: b.backends > a.backends }),
+            (a.table_size != b.table_size, Fixed { key: "table_size", grows: false }),
+            (a.seed != b.seed, Fixed { key: "seed", grows: false }),
+            (a.flows != b.flows, Fixed { key: "flows", grows: false }),
+            (a.ring_bytes != b.ring_bytes, Fixed { key: "ring_bytes", grows: false }),
+        ])
     }
 
     /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A

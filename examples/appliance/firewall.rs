@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 use xdpkit::{Firewall, FirewallConfig, Rule, Selector, read_prefix_list};
 
-use crate::config::{ConfigError, check_name};
+use crate::config::{ConfigError, Fixed, check_name, first_of};
 
 /// `[firewall.NAME]`
 #[derive(Debug, Default, Deserialize)]
@@ -77,17 +77,15 @@ impl FirewallPlan {
     }
 
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
-    pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
+    pub(crate) fn fixed_difference(&self, other: &Self) -> Option<Fixed> {
         let (a, b) = (&self.settings, &other.settings);
-        [
-            (a.capacity != b.capacity, "capacity"),
-            (a.engine != b.engine, "engine"),
-            (a.table_lines != b.table_lines, "table_lines"),
-            (a.rule_counters != b.rule_counters, "rule_counters"),
-            (a.ring_bytes != b.ring_bytes, "ring_bytes"),
-        ]
-        .into_iter()
-        .find_map(|(differs, key)| differs.then_some(key))
+        first_of([
+            (a.capacity != b.capacity, Fixed { key: "capacity", grows: b.capacity > a.capacity }),
+            (a.engine != b.engine, Fixed { key: "engine", grows: true }),
+            (a.table_lines != b.table_lines, Fixed { key: "table_lines", grows: b.table_lines > a.table_lines }),
+            (a.rule_counters != b.rule_counters, Fixed { key: "rule_counters", grows: b.rule_counters }),
+            (a.ring_bytes != b.ring_bytes, Fixed { key: "ring_bytes", grows: false }),
+        ])
     }
 
     /// Brings a firewall to this plan: first the list, whole, then the policies.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Deserialize;
 use xdpkit::{RateLimiter, RateLimiterConfig, Scope, Tier, ipnet::IpNet, parse_prefix};
 
-use crate::config::{ConfigError, check_name};
+use crate::config::{ConfigError, Fixed, check_name, first_of};
 
 /// `[rate_limiter.NAME]`
 #[derive(Debug, Default, Deserialize)]
@@ -49,18 +49,16 @@ impl RateLimiterTable {
 
 impl RateLimiterPlan {
     /// What can only be chosen when the tables are made. `None` when nothing of it differs.
-    pub(crate) fn fixed_difference(&self, other: &Self) -> Option<&'static str> {
+    pub(crate) fn fixed_difference(&self, other: &Self) -> Option<Fixed> {
         let (a, b) = (&self.settings, &other.settings);
-        [
-            (a.prefix_v4 != b.prefix_v4, "prefix_v4"),
-            (a.prefix_v6 != b.prefix_v6, "prefix_v6"),
-            (a.sources != b.sources, "sources"),
-            (a.bans != b.bans, "bans"),
-            (a.tiers != b.tiers, "tiers"),
-            (a.ring_bytes != b.ring_bytes, "ring_bytes"),
-        ]
-        .into_iter()
-        .find_map(|(differs, key)| differs.then_some(key))
+        first_of([
+            (a.prefix_v4 != b.prefix_v4, Fixed { key: "prefix_v4", grows: false }),
+            (a.prefix_v6 != b.prefix_v6, Fixed { key: "prefix_v6", grows: false }),
+            (a.sources != b.sources, Fixed { key: "sources", grows: false }),
+            (a.bans != b.bans, Fixed { key: "bans", grows: b.bans > a.bans }),
+            (a.tiers != b.tiers, Fixed { key: "tiers", grows: b.tiers > a.tiers }),
+            (a.ring_bytes != b.ring_bytes, Fixed { key: "ring_bytes", grows: false }),
+        ])
     }
 
     /// Brings a limiter to this plan: what sources have used up stays.

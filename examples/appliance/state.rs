@@ -15,7 +15,7 @@ use xdpkit::{
 
 use crate::{
     common::Output,
-    config::{FunctionPlan, InterfacePlan, Plan},
+    config::{Fixed, FunctionPlan, InterfacePlan, Plan, first_of},
     health::{Still, Wanted, Watch},
     interfaces::{Lost, options},
 };
@@ -122,16 +122,19 @@ impl Function {
 
 /// Says what a reload cannot do, before it does anything.
 fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan, pinned: bool) -> Outcome {
-    // Pinned tables outlive a restart.
-    let way_out = if pinned { "give the function another name" } else { "it can only change with a restart" };
-    let refuse = |key: &str, found: String, expected: String| {
+    let refuse = |key: &str, found: String, expected: String, grows: bool| {
+        // Pinned tables outlive a restart, and may grow with it.
+        let way_out =
+            if pinned && !grows { "give the function another name" } else { "it can only change with a restart" };
         Err(format!("{key}: `{found}`: expected {expected} as before: {way_out}").into())
     };
     if old.kind() != new.kind() {
-        return refuse(&format!("{}.{name}", new.kind()), new.kind().into(), format!("a {}", old.kind()));
+        return refuse(&format!("{}.{name}", new.kind()), new.kind().into(), format!("a {}", old.kind()), false);
     }
     let fixed = match (old, new) {
-        (FunctionPlan::Monitor(a), FunctionPlan::Monitor(b)) => (a.ring_bytes != b.ring_bytes).then_some("ring_bytes"),
+        (FunctionPlan::Monitor(a), FunctionPlan::Monitor(b)) => {
+            first_of([(a.ring_bytes != b.ring_bytes, Fixed { key: "ring_bytes", grows: false })])
+        }
         (FunctionPlan::Firewall(a), FunctionPlan::Firewall(b)) => a.fixed_difference(b),
         (FunctionPlan::RateLimiter(a), FunctionPlan::RateLimiter(b)) => a.fixed_difference(b),
         (FunctionPlan::DsrBalancer(a), FunctionPlan::DsrBalancer(b)) => a.fixed_difference(b),
@@ -139,7 +142,9 @@ fn check_change(name: &str, old: &FunctionPlan, new: &FunctionPlan, pinned: bool
         _ => None,
     };
     match fixed {
-        Some(key) => refuse(&format!("{}.{name}.settings.{key}", new.kind()), "changed".into(), "its value".into()),
+        Some(Fixed { key, grows }) => {
+            refuse(&format!("{}.{name}.settings.{key}", new.kind()), "changed".into(), "its value".into(), grows)
+        }
         None => Ok(()),
     }
 }

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     Error, Result,
-    sys::map::{self, Map, TypedMap},
+    sys::{
+        map::{self, Map, TypedMap},
+        pin as sys_pin,
+    },
 };
 
 pub(crate) const STAGES: &str = "stages";
@@ -140,8 +143,20 @@ pub(crate) fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathB
         stage.owner.join(&home)?;
         return Ok(None);
     }
-    // Aside first, then renamed: a crash leaves no half of a stage that could be adopted.
-    let aside = directory.join(STAGES).join(format!("{}+", stage.name));
+    let aside = pin_aside(directory, stage)?;
+    fs::rename(&aside, &home).map_err(failure(&home, "put the pins in place"))?;
+    stage.owner.join(&home)?;
+    Ok(Some(home))
+}
+
+/// Where tables are pinned before they are in their place, and after.
+pub(crate) fn aside_path(directory: &Path, stage: &str) -> PathBuf {
+    directory.join(STAGES).join(format!("{stage}+"))
+}
+
+/// Aside first, then renamed: a crash leaves no half of a stage that could be adopted.
+fn pin_aside(directory: &Path, stage: &Shared) -> Result<PathBuf> {
+    let aside = aside_path(directory, &stage.name);
     remove_directory(&aside)?;
     create_directory(&aside)?;
     let record = Map::create_record("xdpkit_abi", size_of::<Abi>())?;
@@ -152,7 +167,14 @@ pub(crate) fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathB
         put(map.as_fd(), &aside.join(map.name()))?;
     }
     stage.owner.pin(&aside)?;
-    fs::rename(&aside, &home).map_err(failure(&home, "put the pins in place"))?;
-    stage.owner.join(&home)?;
-    Ok(Some(home))
+    Ok(aside)
+}
+
+/// Puts a stage's larger tables in the place of those that are pinned; its process is the owner for good. The earlier ones
+/// are aside then.
+pub(crate) fn exchange_stage(directory: &Path, stage: &Shared) -> Result<()> {
+    let (home, aside) = (stage_path(directory, &stage.name), pin_aside(directory, stage)?);
+    stage
+        .owner
+        .put_in_place(&home, || sys_pin::exchange(&aside, &home).map_err(failure(&home, "put larger tables in place")))
 }

@@ -5,6 +5,7 @@
 
 mod adopt;
 pub(crate) mod directory;
+mod growth;
 mod home;
 mod owner;
 mod records;
@@ -12,7 +13,8 @@ mod stage_core;
 mod state;
 
 pub(crate) use adopt::load_or_adopt;
-pub(crate) use home::{STAGES, map_path, open_map, pin_stage, pinned_stages};
+pub(crate) use growth::{COPIED, Carry, Counted, Growth, Sets, Settle, counted_entries};
+pub(crate) use home::{STAGES, aside_path, exchange_stage, map_path, open_map, pin_stage, pinned_stages};
 pub(crate) use owner::Owner;
 pub(crate) use records::Records;
 pub use stage_core::Recovery;

@@ -13,6 +13,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -135,12 +136,16 @@ impl Owner {
     }
 
     /// Takes the tables over: the earlier owner's edits are refused from now on. To be called once, on what [`Owner::open`]
-    /// gave. What is returned keeps everybody else out until the tables have been read.
+    /// gave. What is returned keeps everybody else out until the tables have been read; `None`: these are not the stage's
+    /// tables any more, others have been put in their place.
     ///
     /// # Errors
     /// [`Error::PinsLocked`] when another process holds on to them.
-    pub(crate) fn claim(&self) -> Result<Entered<'_>> {
+    pub(crate) fn claim(&self) -> Result<Option<Entered<'_>>> {
         let mut entered = self.lock(LOCK_PATIENCE)?;
+        if !entered.homes.are_in_place()? {
+            return Ok(None);
+        }
         let epoch = self.word(LATEST).fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(home) = entered.homes.pinned.first() {
             let path = home.path.join(format!("{CLAIM}{epoch}"));
@@ -152,7 +157,7 @@ impl Owner {
         }
         self.epoch.store(epoch, Ordering::SeqCst);
         self.word(CURRENT).store(epoch, Ordering::SeqCst);
-        Ok(entered)
+        Ok(Some(entered))
     }
 
     fn epoch(&self) -> u64 {
@@ -255,12 +260,29 @@ impl Owner {
     /// # Errors
     /// [`Error::Superseded`]; [`Error::Pin`].
     pub(crate) fn ready(&self) -> Result<()> {
-        let mut entered = self.enter()?;
+        self.make_ready(&mut self.enter()?)
+    }
+
+    fn make_ready(&self, entered: &mut Entered<'_>) -> Result<()> {
         let epoch = self.epoch();
         self.word(READY).fetch_max(epoch, Ordering::SeqCst);
         entered.homes.claim = None;
         // Seen by those who watch the directory.
         entered.homes.remove_claims(|claim| claim <= epoch)
+    }
+
+    /// As [`Owner::ready`], and has `exchange` put other tables into the directory's place, with nobody at them meanwhile. In
+    /// this order: killed in between, what is pinned is whole and nobody else's.
+    pub(crate) fn put_in_place(&self, home: &Path, exchange: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut entered = self.enter()?;
+        self.make_ready(&mut entered)?;
+        exchange()?;
+        let directory = open(home)?;
+        for known in entered.homes.pinned.iter_mut().filter(|known| known.path == home) {
+            // The lock of the earlier one goes with its last descriptor.
+            known.directory = directory.try_clone().map_err(failure(home, "open it"))?;
+        }
+        Ok(())
     }
 
     /// Whether another process has taken over for good.
@@ -304,6 +326,20 @@ impl Drop for Owner {
 }
 
 impl Homes {
+    /// Whether what was opened is still what stands at its path.
+    fn are_in_place(&self) -> Result<bool> {
+        for home in &self.pinned {
+            let fail = |cause| failure(&home.path, "look at it")(cause);
+            let opened = home.directory.metadata().map_err(fail)?;
+            match fs::metadata(&home.path) {
+                Ok(found) if (found.dev(), found.ino()) == (opened.dev(), opened.ino()) => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     fn claims(&self) -> Result<Vec<(u64, PathBuf)>> {
         let mut claims = Vec::new();
         for home in &self.pinned {

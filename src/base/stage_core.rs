@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytemuck::Pod;
@@ -11,6 +11,7 @@ use bytemuck::Pod;
 use super::{
     Owner,
     directory::check_name,
+    growth::{self, Carry, Grown, Growth, Sets},
     home::{map_path, open_stage, stage_path},
     owner::Entered,
 };
@@ -39,7 +40,19 @@ pub(crate) struct StageKind {
     pub(crate) abi: u64,
     /// Settings of the configuration, each with the maps that it sizes, for messages.
     pub(crate) sized_by: &'static [(&'static str, &'static [&'static str])],
+    /// Maps that are made anew when tables grow at adoption.
+    pub(crate) carried: &'static [&'static [(&'static str, Carry)]],
     pub(crate) load: fn(&Plan<'_>) -> Result<Loaded>,
+}
+
+impl StageKind {
+    fn name_setting(&self, mut error: Error) -> Error {
+        if let Error::NoMemory { map, setting, .. } = &mut error {
+            let sized = self.sized_by.iter().find(|(_, maps)| maps.contains(&map.as_str()));
+            *setting = sized.map_or("", |(name, _)| name);
+        }
+        error
+    }
 }
 
 /// One program with a slot of its own.
@@ -56,11 +69,17 @@ pub(crate) struct Shared {
     pub(crate) kind: &'static StageKind,
     pub(crate) maps: Vec<Map>,
     pub(crate) owner: Owner,
+    /// Until the tables are in the place of smaller ones.
+    grown: Mutex<Option<Grown>>,
 }
 
 impl Shared {
-    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Arc<Self> {
-        Arc::new(Self { name: name.to_owned(), kind, maps, owner })
+    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Self {
+        Self { name: name.to_owned(), kind, maps, owner, grown: Mutex::default() }
+    }
+
+    pub(crate) fn grown(&self) -> MutexGuard<'_, Option<Grown>> {
+        self.grown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another instance of the program, on the same tables.
@@ -101,57 +120,84 @@ impl Recovery {
 impl StageCore {
     pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
         check_name(name)?;
-        let name_setting = |mut error: Error| {
-            if let Error::NoMemory { map, setting, .. } = &mut error {
-                let sized = kind.sized_by.iter().find(|(_, maps)| maps.contains(&map.as_str()));
-                *setting = sized.map_or("", |(name, _)| name);
-            }
-            error
-        };
-        let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities }).map_err(name_setting)?);
+        let loaded = (kind.load)(&Plan { shared: &[], capacities }).map_err(|error| kind.name_setting(error))?;
+        let (instance, maps) = split(loaded);
         Ok(Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance))
     }
 
-    fn of(shared: Arc<Shared>, instance: Instance) -> Self {
-        Self { shared, instance, recovery: Mutex::default() }
+    fn of(shared: Shared, instance: Instance) -> Self {
+        Self { shared: Arc::new(shared), instance, recovery: Mutex::default() }
     }
 
-    /// Takes over the tables that an earlier process pinned, with this build's program. `read` reads them, and finishes or
-    /// undoes what that process was at, while nobody else may change anything.
+    /// Takes over the tables that an earlier process pinned, with this build's program; larger ones, with the same in them,
+    /// where `growth` asks for such. `read` reads them, and finishes or undoes what that process was at, while nobody else
+    /// may change anything.
     pub(crate) fn adopt<T>(
         kind: &'static StageKind,
         directory: &Path,
         name: &str,
-        read: impl FnOnce(&Self) -> Result<T>,
+        growth: Option<&Growth<'_>>,
+        read: impl Fn(&Self) -> Result<T>,
     ) -> Result<(Self, T)> {
-        let core = Self::open(kind, directory, name)?;
-        let read = {
-            let _alone = core.owner().claim()?;
-            read(&core)?
-        };
-        Ok((core, read))
+        loop {
+            let core = Self::open(kind, directory, name, growth)?;
+            let read = match core.owner().claim()? {
+                Some(_alone) => {
+                    growth.map_or(Ok(()), |growth| core.fill(growth))?;
+                    Some(read(&core)?)
+                }
+                // Larger tables were put in the place of these meanwhile.
+                None => None,
+            };
+            if let Some(read) = read {
+                return Ok((core, read));
+            }
+        }
     }
 
-    fn open(kind: &'static StageKind, directory: &Path, name: &str) -> Result<Self> {
+    fn open(kind: &'static StageKind, directory: &Path, name: &str, growth: Option<&Growth<'_>>) -> Result<Self> {
         check_name(name)?;
         let maps = open_stage(directory, name, kind)?;
         let owner = Owner::open(name, &stage_path(directory, name))?;
+        let sizes = growth.and_then(|growth| growth::sizes(kind.carried, &maps, growth.wanted));
+        let (replaced, capacities) = sizes.map_or_else(Default::default, |sizes| (sizes.replaced, sizes.capacities));
+        let (old, kept): (Vec<Map>, Vec<Map>) = maps.into_iter().partition(|map| replaced.contains(&map.name()));
         let place = |error| match error {
             // The loader knows the map's name only.
             Error::PinMismatch { path, what, found, expected } => {
                 let path = map_path(directory, name, &path.to_string_lossy());
                 Error::PinMismatch { path, what, found, expected }
             }
-            other => other,
+            other => kind.name_setting(other),
         };
-        let loaded = (kind.load)(&Plan { shared: &maps, capacities: &[] }).map_err(place)?;
+        let loaded = (kind.load)(&Plan { shared: &kept, capacities: &capacities }).map_err(place)?;
         let (instance, used) = split(loaded);
         for map in &used {
-            if !maps.iter().any(|pinned| pinned.name() == map.name()) {
+            if !kept.iter().chain(&old).any(|pinned| pinned.name() == map.name()) {
                 return Err(Error::PinMissing { path: map_path(directory, name, map.name()) });
             }
         }
-        Ok(Self::of(Shared::new(name, kind, used, owner), instance))
+        let shared = Shared::new(name, kind, used, owner);
+        if !old.is_empty() {
+            *shared.grown() = Some(Grown { directory: directory.to_owned(), old, settles: Vec::new() });
+        }
+        Ok(Self::of(shared, instance))
+    }
+
+    /// Fills tables that are larger than those that are pinned.
+    fn fill(&self, growth: &Growth<'_>) -> Result<()> {
+        let mut grown = self.shared.grown();
+        let Some(grown) = grown.as_mut() else { return Ok(()) };
+        let sets = Sets { old: &grown.old, new: &self.shared.maps };
+        let mut settles = growth::fill(self.shared.kind.carried, &sets, self)?;
+        settles.extend((growth.fit)(&sets, self)?);
+        grown.settles = settles;
+        Ok(())
+    }
+
+    /// Whether the tables are larger than those that are pinned, and not in their place yet.
+    pub(crate) fn is_grown(&self) -> bool {
+        self.shared.grown().is_some()
     }
 
     pub(crate) fn owner(&self) -> &Owner {

@@ -31,9 +31,9 @@ use crate::{
     address::Unmapped as _,
     balancer::{
         Book, Echo, ServiceAddr, Target,
-        book::{Entry, backend_stats, service_stats},
+        book::{self, Entry, backend_stats, service_stats},
     },
-    base::{self, Edit, StageCore, StageKind, State},
+    base::{self, COPIED, Edit, Growth, Sets, StageCore, StageKind, State},
     flow_table::Shape,
     stage::sealed::Sealed,
     sys::{self, object::Plan, route::Route},
@@ -49,6 +49,7 @@ static KIND: StageKind = StageKind {
         ("flows", &["flows_lines", "flow_sides"]),
         ("ring_bytes", &["events"]),
     ],
+    carried: &[book::CARRIED, &[("settings", COPIED), ("transitions", COPIED)]],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::dsr_balancer::DsrBalancerSkelBuilder::default();
@@ -132,7 +133,11 @@ impl DsrBalancer {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let (core, book) = StageCore::adopt(&KIND, directory.as_ref(), name, |core| {
+        Self::take_over(directory.as_ref(), name, None)
+    }
+
+    fn take_over(directory: &Path, name: &str, growth: Option<&Growth<'_>>) -> Result<Self> {
+        let (core, book) = StageCore::adopt(&KIND, directory, name, growth, |core| {
             core.adopt_flow_table("fragments")?;
             read_book(core)
         })?;
@@ -148,13 +153,19 @@ impl DsrBalancer {
     /// it wants to go on where the last one ended. An adopted balancer keeps its services and flows, and follows the
     /// configuration as by [`DsrBalancer::configure`].
     ///
+    /// A configuration with more services or backends makes larger tables with the same in them. They are put into every pinned chain at the
+    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    ///
     /// # Errors
     /// As [`DsrBalancer::load`], [`DsrBalancer::adopt`] and [`DsrBalancer::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &DsrConfig) -> Result<Self> {
         base::load_or_adopt(
             directory.as_ref(),
             &config.name,
-            |directory, name| Self::adopt(directory, name),
+            |directory, name| {
+                let fit = |_: &Sets<'_>, core: &StageCore| config.book().fit(core).map(|()| Vec::new());
+                Self::take_over(directory, name, Some(&Growth { wanted: &config.capacities()?, fit: &fit }))
+            },
             || Self::load(config),
             |adopted| adopted.configure(config),
         )
@@ -164,8 +175,9 @@ impl DsrBalancer {
     /// stay what they are.
     ///
     /// # Errors
-    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: `services`,
-    /// `backends`, `table_size`, `seed`, `flows`, `ring_bytes`; [`Error::Superseded`]. Nothing was changed then.
+    /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: `services`
+    /// and `backends` (of these, an adoption makes more), `table_size`, `seed`, `flows`, `ring_bytes`; [`Error::Superseded`].
+    /// Nothing was changed then.
     pub fn configure(&self, config: &DsrConfig) -> Result<()> {
         let core = &self.core;
         config.capacities()?;

@@ -35,7 +35,7 @@ use crate::{
         firewall::{ENGINE_COMPILED, Settings},
     },
     address::Unmapped as _,
-    base::{self, Edit, StageCore, StageKind, State},
+    base::{self, COPIED, Carry, Edit, Growth, Sets, StageCore, StageKind, State},
     stage::sealed::Sealed,
     sys::{self, object::Plan},
 };
@@ -49,6 +49,17 @@ static KIND: StageKind = StageKind {
         ("capacity` or `table_lines", &["lpm_lines"]),
         ("ring_bytes", &["events"]),
     ],
+    carried: &[&[
+        ("settings", COPIED),
+        ("rules", COPIED),
+        ("rule_counts", Carry::Rebuilt),
+        ("uncounted", Carry::Rebuilt),
+        ("lpm_lines", Carry::Rebuilt),
+        ("trie_v4_a", Carry::Rebuilt),
+        ("trie_v4_b", Carry::Rebuilt),
+        ("trie_v6_a", Carry::Rebuilt),
+        ("trie_v6_b", Carry::Rebuilt),
+    ]],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         sys::object::load(sys::skel::firewall::FirewallSkelBuilder::default(), &mut storage, "firewall", plan)
@@ -140,13 +151,20 @@ impl Firewall {
     /// it wants to go on where the last one ended. An adopted firewall keeps its rules and counters, and follows the
     /// configuration as by [`Firewall::configure`].
     ///
+    /// A configuration with a larger capacity or another engine makes larger tables with the same in them. They are put into every pinned chain at the
+    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    ///
     /// # Errors
     /// As [`Firewall::load`], [`Firewall::adopt`] and [`Firewall::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &FirewallConfig) -> Result<Self> {
         base::load_or_adopt(
             directory.as_ref(),
             &config.name,
-            |directory, name| Self::adopt(directory, name),
+            |directory, name| {
+                let sizes = config.sizes()?;
+                let fit = |sets: &Sets<'_>, core: &StageCore| store::fit(sets, core, &sizes.settings);
+                Self::take_over(directory, name, Some(&Growth { wanted: &sizes.maps, fit: &fit }))
+            },
             || Self::load(config),
             |adopted| adopted.configure(config),
         )
@@ -156,7 +174,8 @@ impl Firewall {
     ///
     /// # Errors
     /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: capacity,
-    /// engine, `table_lines`, `rule_counters`, `ring_bytes`; [`Error::Superseded`]. Nothing was changed then.
+    /// engine, `table_lines`, `rule_counters` (of these, an adoption makes more), `ring_bytes`; [`Error::Superseded`]. Nothing
+    /// was changed then.
     pub fn configure(&self, config: &FirewallConfig) -> Result<()> {
         let (core, sizes) = (&self.core, config.sizes()?);
         let book = self.edit()?;
@@ -191,7 +210,11 @@ impl Firewall {
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build
     /// cannot understand the tables.
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let (core, book) = StageCore::adopt(&KIND, directory.as_ref(), name, Book::adopt)?;
+        Self::take_over(directory.as_ref(), name, None)
+    }
+
+    fn take_over(directory: &Path, name: &str, growth: Option<&Growth<'_>>) -> Result<Self> {
+        let (core, book) = StageCore::adopt(&KIND, directory, name, growth, Book::adopt)?;
         Ok(Self::of(core, book))
     }
 

@@ -9,8 +9,8 @@ use std::{
 use crate::{
     Count, Result,
     abi::firewall::{LIST, PENDING, Record, Settings, Uncounted},
-    base::{Records, StageCore},
-    sys::mmap::Mapping,
+    base::{Records, Sets, Settle, StageCore},
+    sys::{map::Map, mmap::Mapping},
 };
 
 /// Packets and bytes, 64 bits each.
@@ -134,8 +134,11 @@ pub(super) struct Counts {
 impl Counts {
     /// `rules`: counters in a set; 0 when rules are not counted.
     pub(super) fn of(core: &StageCore, rules: u32) -> Result<Self> {
-        let map = |name| Mapping::new(core.map(name));
-        Ok(Self { words: map("rule_counts")?, uncounted: map("uncounted")?, rules: rules as usize })
+        Self::over(core.map("rule_counts"), core.map("uncounted"), rules)
+    }
+
+    fn over(words: &Map, uncounted: &Map, rules: u32) -> Result<Self> {
+        Ok(Self { words: Mapping::new(words)?, uncounted: Mapping::new(uncounted)?, rules: rules as usize })
     }
 
     /// What a rule has counted.
@@ -149,11 +152,30 @@ impl Counts {
     /// Begins anew with a counter that no program adds to. Its words are left alone: a CPU may yet have something
     /// for them.
     pub(super) fn reset(&self, counter: u32) {
+        self.set_earlier(counter, self.counted(counter));
+    }
+
+    fn set_earlier(&self, counter: u32, count: Count) {
         let Some((earlier, _)) = self.sets(counter).last() else { return };
-        let all = self.counted(counter);
-        for (at, number) in [all.packets, all.bytes].into_iter().enumerate() {
+        for (at, number) in [count.packets, count.bytes].into_iter().enumerate() {
             earlier[2 * at].store(number as u32, Ordering::Relaxed);
             earlier[2 * at + 1].store((number >> 32) as u32, Ordering::Relaxed);
+        }
+    }
+
+    /// What every rule has counted, by counter.
+    fn all(&self) -> Vec<Count> {
+        (0..self.rules as u32).map(|counter| self.read(counter)).collect()
+    }
+
+    /// Has each rule begin with what it had counted elsewhere: what it counts by itself is more than nothing by so much. Of a
+    /// rule that `before` is not true of any more, the number has been given to another.
+    fn carry(&self, counts: &[Count], before: &[Count]) {
+        for (counter, (count, before)) in (0..self.rules as u32).zip(counts.iter().zip(before)) {
+            let carried = self.sets(counter).last().map(|(earlier, _)| count_at(earlier));
+            if count != before && carried == Some(negative(*before)) {
+                self.set_earlier(counter, negative(*count));
+            }
         }
     }
 
@@ -171,6 +193,27 @@ impl Counts {
         let by_cpu = self.sets(counter).filter_map(|(words, log)| Some(counted_by(counter, words, log?)));
         by_cpu.fold(Count::default(), |sum, count| sum + count)
     }
+}
+
+fn negative(count: Count) -> Count {
+    Count { packets: count.packets.wrapping_neg(), bytes: count.bytes.wrapping_neg() }
+}
+
+/// Brings larger tables to their sizes. The index is built again from the records, so there is none yet.
+pub(super) fn fit(sets: &Sets<'_>, core: &StageCore, wanted: &Settings) -> Result<Vec<Settle>> {
+    let settings = Records::<Settings>::of(core, "settings")?;
+    let found = settings.read(0);
+    settings.write(0, &Settings { list: found.list, deadline: found.deadline, roots: [[0; 2]; 2], ..*wanted });
+    let (Some(words), Some(uncounted)) = (sets.smaller("rule_counts"), sets.smaller("uncounted")) else {
+        return Ok(Vec::new());
+    };
+    let (old, new) = (Counts::over(words, uncounted, found.counters)?, Counts::of(core, wanted.counters)?);
+    let before = old.all();
+    new.carry(&before, &vec![Count::default(); before.len()]);
+    Ok(vec![Box::new(move |_| {
+        new.carry(&old.all(), &before);
+        Ok(())
+    })])
 }
 
 /// What a CPU, or some that share a set, has counted.

@@ -17,6 +17,7 @@ static KIND: StageKind = StageKind {
     name: "monitor",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_MONITOR")),
     sized_by: &[("ring_bytes", &["events"])],
+    carried: &[],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         sys::object::load(sys::skel::monitor::MonitorSkelBuilder::default(), &mut storage, "monitor", plan)
@@ -219,7 +220,7 @@ impl PacketMonitor {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let (core, ()) = StageCore::adopt(&KIND, directory.as_ref(), name, |_| Ok(()))?;
+        let (core, ()) = StageCore::adopt(&KIND, directory.as_ref(), name, None, |_| Ok(()))?;
         Ok(Self { core })
     }
 

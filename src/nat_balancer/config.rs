@@ -328,7 +328,8 @@ impl NatConfig {
         (self.capacity * RECORDS_A_FLOW).next_power_of_two().max(64)
     }
 
-    fn index(&self) -> u32 {
+    /// Entries of `backend_index`.
+    pub(super) fn index(&self) -> u32 {
         (self.backends * SPREAD).next_power_of_two().max(64)
     }
 

@@ -24,8 +24,8 @@ use crate::{
     BackendState, Error, Events, Result, Stage,
     abi::nat_balancer::{self as abi, DESTINATION_ONLY, STATES, Settings},
     address::Unmapped as _,
-    balancer::Book,
-    base::{self, Edit, StageCore, StageKind, State},
+    balancer::{Book, book},
+    base::{self, COPIED, Carry, Edit, Growth, Sets, StageCore, StageKind, State},
     flow_table::Shape,
     stage::sealed::Sealed,
     sys::{self, clock::Clock, mmap::LongMapping, object::Plan},
@@ -43,6 +43,7 @@ static KIND: StageKind = StageKind {
         ("capacity", &["connections", "flows_lines"]),
         ("ring_bytes", &["events"]),
     ],
+    carried: &[book::CARRIED, &[("nat", COPIED), ("loads", COPIED), ("backend_index", Carry::Rebuilt)]],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::nat_balancer::NatBalancerSkelBuilder::default();
@@ -126,7 +127,7 @@ fn read_book(core: &StageCore, connections: &Arc<Connections>) -> Result<Book<Na
             book.rule.tuples().adopt(tuple, number);
         }
     }
-    book.rule.tuples().sweep();
+    book.rule.tuples().repair();
     connections.settings.set(0, offset_of!(Settings, destination_only), kept.into());
     Ok(book)
 }
@@ -165,13 +166,17 @@ impl NatBalancer {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
+        Self::take_over(directory.as_ref(), name, None)
+    }
+
+    fn take_over(directory: &Path, name: &str, growth: Option<&Growth<'_>>) -> Result<Self> {
         let unusable = || Error::PinMismatch {
-            path: base::map_path(directory.as_ref(), name, "flows_table"),
+            path: base::map_path(directory, name, "flows_table"),
             what: "the flow table".into(),
             found: "of other sizes than it says".into(),
             expected: "a table that a NAT balancer has made".into(),
         };
-        let (core, (book, connections)) = StageCore::adopt(&KIND, directory.as_ref(), name, |core| {
+        let (core, (book, connections)) = StageCore::adopt(&KIND, directory, name, growth, |core| {
             let connections = Arc::new(Connections::adopt(core, Clock::new()?)?.ok_or_else(unusable)?);
             connections.heal();
             Ok((read_book(core, &connections)?, connections))
@@ -192,13 +197,23 @@ impl NatBalancer {
     /// it wants to go on where the last one ended. An adopted balancer keeps its services and connections, and follows the
     /// configuration as by [`NatBalancer::configure`].
     ///
+    /// A configuration with more services or backends makes larger tables with the same in them. They are put into every pinned chain at the
+    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    ///
     /// # Errors
     /// As [`NatBalancer::load`], [`NatBalancer::adopt`] and [`NatBalancer::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &NatConfig) -> Result<Self> {
         base::load_or_adopt(
             directory.as_ref(),
             &config.name,
-            |directory, name| Self::adopt(directory, name),
+            |directory, name| {
+                let hertz = Clock::new()?.hertz();
+                let fit = |sets: &Sets<'_>, core: &StageCore| {
+                    config.book(hertz).fit(core)?;
+                    table::fit(sets, core, config.index())
+                };
+                Self::take_over(directory, name, Some(&Growth { wanted: &config.capacities(hertz)?, fit: &fit }))
+            },
             || Self::load(config),
             |adopted| adopted.configure(config),
         )
@@ -208,8 +223,8 @@ impl NatBalancer {
     ///
     /// # Errors
     /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live: `capacity`,
-    /// `services`, `backends`, `table_size`, `seed`, `addresses`, `ports`, `ring_bytes`; [`Error::Superseded`]. Nothing was
-    /// changed then.
+    /// `services` and `backends` (of these, an adoption makes more), `table_size`, `seed`, `addresses`, `ports`, `ring_bytes`;
+    /// [`Error::Superseded`]. Nothing was changed then.
     pub fn configure(&self, config: &NatConfig) -> Result<()> {
         let (core, hertz) = (&self.core, self.connections.clock.hertz());
         config.capacities(hertz)?;

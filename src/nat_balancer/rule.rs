@@ -129,14 +129,24 @@ impl Tuples {
         self.numbers.insert(tuple, number);
     }
 
-    /// Removes what an earlier process left: of backends that it was adding, or that have no service any more.
-    pub(super) fn sweep(&mut self) {
+    /// Removes what an earlier process left, of backends that it was adding or that have no service any more; adds what is
+    /// missing.
+    pub(super) fn repair(&mut self) {
         let words = self.index.as_ref();
         let known = |word| self.numbers.iter().any(|(tuple, number)| word == entry(tuple, *number));
         for place in words {
             let word = place.load(Ordering::Acquire);
             if word != 0 && word != INDEX_REMOVED && !known(word) {
                 place.store(INDEX_REMOVED, Ordering::Release);
+            }
+        }
+        for (tuple, number) in &self.numbers {
+            let (hash, entry) = (hash(tuple), entry(tuple, *number));
+            let places = || probes(hash, words.len()).map(|at| &words[at]);
+            if places().all(|place| place.load(Ordering::Acquire) != entry) {
+                // There was room for it when it was added, in a table that was not larger.
+                let free = places().find(|place| matches!(place.load(Ordering::Acquire), 0 | INDEX_REMOVED));
+                free.into_iter().for_each(|place| place.store(entry, Ordering::Release));
             }
         }
     }

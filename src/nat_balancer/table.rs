@@ -2,6 +2,7 @@
 //! other side, and says how records change hands.
 
 use std::{
+    mem::offset_of,
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -17,7 +18,7 @@ use crate::{
         service::Address,
     },
     balancer::{ServiceProtocol, hash::mix64},
-    base::{Records, StageCore},
+    base::{Records, Sets, Settle, StageCore},
     flow_table::{FlowTable, Secret, Shape},
     sys::{clock::Clock, mmap::LongMapping},
 };
@@ -270,6 +271,23 @@ impl Connections {
     pub(super) fn entries(&self) -> usize {
         self.flows.len()
     }
+}
+
+/// Brings larger tables to their sizes; `index`: entries of `backend_index`. Connections that the programs of before open and
+/// close from now on count for their backends too.
+pub(super) fn fit(sets: &Sets<'_>, core: &StageCore, index: u32) -> Result<Vec<Settle>> {
+    let settings = Records::<Settings>::of(core, "nat")?;
+    settings.set(0, offset_of!(Settings, backend_mask), index - 1);
+    let Some(old) = sets.smaller("loads") else { return Ok(Vec::new()) };
+    let (old, new) = (LongMapping::new(old)?, mapping(core, "loads")?);
+    // What was copied; it may have changed while it was.
+    let before: Vec<u64> = new.as_ref().iter().map(|word| word.load(Ordering::Acquire)).collect();
+    Ok(vec![Box::new(move |_| {
+        for ((old, new), before) in old.as_ref().iter().zip(new.as_ref()).zip(before) {
+            new.fetch_add(old.load(Ordering::Acquire).wrapping_sub(before), Ordering::AcqRel);
+        }
+        Ok(())
+    })])
 }
 
 fn mapping(core: &StageCore, name: &str) -> Result<LongMapping> {

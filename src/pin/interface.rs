@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo};
+use super::{INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo, put_in_place};
 use crate::{
     Error, Interface, Result,
     base::{
@@ -56,6 +56,7 @@ impl InterfacePins {
 
     /// Pins a stage's tables, unless they are.
     pub(crate) fn stage(&self, stage: &Shared, undo: &mut Undo) -> Result<()> {
+        put_in_place(&self.directory, stage)?;
         if let Some(home) = pin_stage(&self.directory, stage)? {
             undo.add(home);
         }
@@ -154,7 +155,7 @@ impl InterfacePins {
         }
     }
 
-    fn find_member(&self, id: u32) -> Result<Option<(String, PathBuf)>> {
+    pub(super) fn find_member(&self, id: u32) -> Result<Option<(String, PathBuf)>> {
         let prefix = format!("{id}-");
         let names = names_in(&self.home)?;
         Ok(names.iter().find_map(|name| Some((name.strip_prefix(&prefix)?.to_owned(), self.home.join(name)))))

@@ -4,6 +4,7 @@
 //! DIR/stages/NAME/abi                       fingerprint of the layouts, and the kind of stage
 //! DIR/stages/NAME/MAP                       the tables of a value
 //! DIR/stages/NAME/owner                     which process may change them, see `base/owner.rs`
+//! DIR/stages/NAME+                          larger tables, or those whose place they have taken, see `place.rs`
 //! DIR/interfaces/IFINDEX/link               the attachment
 //! DIR/interfaces/IFINDEX/ID-NAME/program    an instance in the chain of that interface, by program id
 //! DIR/interfaces/IFINDEX/ID-NAME/next       its slot: who comes next
@@ -15,6 +16,7 @@
 //! taken over.
 
 mod interface;
+mod place;
 
 use std::{
     fs,
@@ -23,6 +25,7 @@ use std::{
 };
 
 pub(crate) use interface::InterfacePins;
+pub(crate) use place::{make_ready, put_in_place};
 
 use crate::{
     Error, Result,

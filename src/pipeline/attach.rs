@@ -8,7 +8,7 @@ use crate::Stage;
 use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
     attach::Made,
-    pin::{InterfacePins, Undo},
+    pin::{self, InterfacePins, Undo},
     sys::{self, link::Link, links::Links, program::Program},
 };
 
@@ -38,7 +38,7 @@ impl Pipeline {
         self.attach_to(options, interface)?;
         if options.announces_ready() {
             for member in &self.members {
-                match member.shared.owner.ready() {
+                match pin::make_ready(&member.shared) {
                     // Whoever has adopted the tables since then attaches next.
                     Ok(()) | Err(Error::Superseded { .. }) => {}
                     Err(error) => return Err(error),
@@ -59,6 +59,8 @@ impl Pipeline {
         let pins = InterfacePins::new(directory, &interface)?;
         let _lock = pins.lock()?;
         pins.remove_dead()?;
+        // Before it is looked at what runs: larger tables come with other instances.
+        self.members.iter().try_for_each(|member| pin::put_in_place(directory, &member.shared))?;
         // An interface that has left with this chain may have had the index of the one that is here now.
         if matches!(loss, Some(Loss::Moved { .. })) && self.pins().is_some_and(|left| left.path() == pins.path()) {
             pins.remove_link()?;

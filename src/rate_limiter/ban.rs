@@ -1,6 +1,6 @@
 //! Bans: sources that are cut off for a time.
 
-use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use ipnet::IpNet;
 
@@ -8,8 +8,8 @@ use super::{BANNED_UNTIL, RateLimiter, book::Book, source::Source};
 use crate::{
     Error, Result,
     abi::rate_limiter::{BAN_IPV6, BAN_TIME},
-    flow_table::{Entry, Inserted, KEEP, STALE},
-    sys,
+    flow_table::{Entry, FlowTable, Inserted, KEEP, STALE},
+    sys::{self, mmap::LongMapping},
 };
 
 /// A source that is cut off.
@@ -58,16 +58,7 @@ impl<'l> Bans<'l> {
         let value = until | if source.is_ipv6() { BAN_IPV6 } else { 0 };
         // First: a ban that nobody looks for is none.
         limiter.announce_ban(Duration::from_nanos(until));
-        let rank = |value: u64| match value & BAN_TIME {
-            until if until <= now => STALE | (now - until),
-            _ => KEEP,
-        };
-        let beside = |slot: u32| {
-            let at = slot as usize * 2;
-            let words = limiter.ban_addresses.as_ref();
-            words[at..].iter().zip(source.words()).for_each(|(to, word)| to.store(word, Ordering::Release));
-        };
-        match limiter.bans.insert(source.ban_key(&limiter.bans), value, rank, |_, _| {}, beside) {
+        match put(&limiter.bans, &limiter.ban_addresses, source, value, now) {
             Inserted::New => Ok(None),
             Inserted::Changed(before) => Ok(ban(source.prefix(&policy), before, now)),
             Inserted::Full => Err(Error::Full {
@@ -150,15 +141,8 @@ impl<'l> Bans<'l> {
         let limiter = self.limiter;
         let policy = limiter.policy();
         let now = nanoseconds(sys::monotonic());
-        let read = |entry: Entry| {
-            let at = entry.slot as usize * 2;
-            let beside = limiter.ban_addresses.as_ref();
-            let words = [beside[at].load(Ordering::Acquire), beside[at + 1].load(Ordering::Acquire)];
-            let source = Source::from_words(words, entry.value() & BAN_IPV6 != 0);
-            let found = ban(source.prefix(&policy), entry.value(), now);
-            found.filter(|_| limiter.bans.is_unchanged(&entry))
-        };
-        let mut bans: Vec<_> = limiter.bans.iter().filter_map(read).collect();
+        let bans = all(&limiter.bans, &limiter.ban_addresses);
+        let mut bans: Vec<_> = bans.filter_map(|(source, value)| ban(source.prefix(&policy), value, now)).collect();
         bans.sort_by_key(|ban| ban.source);
         Ok(bans.into_iter())
     }
@@ -182,6 +166,55 @@ impl<'l> Bans<'l> {
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Sets a ban, in a table and the addresses beside it.
+fn put(table: &FlowTable<LongMapping>, addresses: &LongMapping, source: Source, value: u64, now: u64) -> Inserted {
+    let rank = |value: u64| match value & BAN_TIME {
+        until if until <= now => STALE | (now - until),
+        _ => KEEP,
+    };
+    let beside = |slot: u32| {
+        let words = &addresses.as_ref()[slot as usize * 2..];
+        words.iter().zip(source.words()).for_each(|(to, word)| to.store(word, Ordering::Release));
+    };
+    table.insert(source.ban_key(table), value, rank, |_, _| {}, beside)
+}
+
+/// All bans of a table, those that are over too.
+fn all(table: &FlowTable<LongMapping>, addresses: &LongMapping) -> impl Iterator<Item = (Source, u64)> {
+    let read = |entry: Entry| {
+        let at = entry.slot as usize * 2;
+        let words = [at, at + 1].map(|at| addresses.as_ref()[at].load(Ordering::Acquire));
+        let source = Source::from_words(words, entry.value() & BAN_IPV6 != 0);
+        table.is_unchanged(&entry).then(|| (source, entry.value()))
+    };
+    table.iter().filter_map(read)
+}
+
+/// Bans of a smaller table that go into a larger one.
+pub(super) struct Carried {
+    old: (FlowTable<LongMapping>, LongMapping),
+    new: (FlowTable<LongMapping>, LongMapping),
+    /// What is there already, by source.
+    known: BTreeMap<([u64; 2], bool), u64>,
+}
+
+impl Carried {
+    pub(super) fn of(old: (FlowTable<LongMapping>, LongMapping), new: (FlowTable<LongMapping>, LongMapping)) -> Self {
+        Self { old, new, known: BTreeMap::new() }
+    }
+
+    /// Brings over what has come or changed since the last time: what was lifted in the larger table stays lifted.
+    pub(super) fn carry(&mut self) {
+        let now = nanoseconds(sys::monotonic());
+        for (source, value) in all(&self.old.0, &self.old.1).filter(|(_, value)| value & BAN_TIME > now) {
+            if self.known.insert((source.words(), source.is_ipv6()), value) != Some(value) {
+                // A larger table has room for them.
+                let _ = put(&self.new.0, &self.new.1, source, value, now);
+            }
+        }
+    }
 }
 
 /// `None` when it is over.

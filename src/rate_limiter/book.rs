@@ -183,6 +183,8 @@ impl Book {
         let tiers: Vec<_> = book.tiers.iter().map(|(net, (class, _))| (*net, *class)).collect();
         let plan = book.plan.clone();
         match book.put_tiers(core, plan.clone(), &tiers) {
+            // Larger tables have no old one.
+            Err(error) if core.is_grown() => return Err(error),
             // No room for both: the old table is right but for a change that was cut short.
             Err(Error::Full { .. }) if damaged == 0 => book.put(core, plan)?,
             Err(Error::Full { .. }) => {
@@ -350,6 +352,17 @@ impl Book {
         self.table.release();
         Ok(())
     }
+}
+
+/// Begins a new table of tiers, which are built into it from their records.
+pub(super) fn begin_tiers(core: &StageCore) -> Result<()> {
+    let mut table = Table::with_roots(Mapping::new(core.map("lpm_lines"))?, ROOTS);
+    let roots = build(core, &mut table, &[])?;
+    let policies = Records::<Policy>::of(core, "policies")?;
+    for bank in 0..policies.len() {
+        policies.write(bank, &Policy { roots: [roots.0.line(), roots.1.line()], ..policies.read(bank) });
+    }
+    Ok(())
 }
 
 /// Builds tables of both families aside.

@@ -4,6 +4,7 @@ mod ban;
 mod book;
 mod config;
 mod event;
+mod grow;
 mod rate;
 mod scope;
 mod source;
@@ -38,7 +39,7 @@ use crate::{
         event::Event,
         rate_limiter::{CLASSES, DETAIL_BAN, DETAIL_METER_SHIFT, DETAIL_SCOPE_SHIFT, Policy, SCOPES},
     },
-    base::{self, Edit, StageCore, StageKind, State},
+    base::{self, COPIED, Carry, Edit, Growth, Sets, StageCore, StageKind, State},
     flow_table::{FlowTable, Shape},
     stage::sealed::Sealed,
     sys::{self, mmap::LongMapping, object::Plan},
@@ -53,6 +54,17 @@ static KIND: StageKind = StageKind {
         ("tiers", &["tiers", "lpm_lines"]),
         ("ring_bytes", &["events"]),
     ],
+    carried: &[&[
+        ("policies", COPIED),
+        ("limits", COPIED),
+        ("shared", COPIED),
+        ("records", COPIED),
+        ("tiers", Carry::Banks(2)),
+        ("lpm_lines", Carry::Rebuilt),
+        ("bans_lines", Carry::RebuiltWith("bans_lines")),
+        ("bans_table", Carry::RebuiltWith("bans_lines")),
+        ("ban_addresses", Carry::RebuiltWith("bans_lines")),
+    ]],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::rate_limiter::RateLimiterSkelBuilder::default();
@@ -142,7 +154,11 @@ impl RateLimiter {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables; [`Error::PinsLocked`].
     pub fn adopt(directory: impl AsRef<Path>, name: &str) -> Result<Self> {
-        let (core, (book, buckets, bans)) = StageCore::adopt(&KIND, directory.as_ref(), name, |core| {
+        Self::take_over(directory.as_ref(), name, None)
+    }
+
+    fn take_over(directory: &Path, name: &str, growth: Option<&Growth<'_>>) -> Result<Self> {
+        let (core, (book, buckets, bans)) = StageCore::adopt(&KIND, directory, name, growth, |core| {
             let (buckets, bans) = (core.adopt_flow_table("buckets")?, core.adopt_flow_table("bans")?);
             Ok((Book::adopt(core)?, buckets, bans))
         })?;
@@ -153,13 +169,20 @@ impl RateLimiter {
     /// it wants to go on where the last one ended. An adopted limiter keeps its tiers, buckets and bans, and follows the
     /// configuration as by [`RateLimiter::configure`].
     ///
+    /// A configuration with more tiers or bans makes larger tables with the same in them. They are put into every pinned chain at the
+    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    ///
     /// # Errors
     /// As [`RateLimiter::load`], [`RateLimiter::adopt`] and [`RateLimiter::configure`].
     pub fn load_or_adopt(directory: impl AsRef<Path>, config: &RateLimiterConfig) -> Result<Self> {
         base::load_or_adopt(
             directory.as_ref(),
             &config.name,
-            |directory, name| Self::adopt(directory, name),
+            |directory, name| {
+                let sizes = config.sizes()?;
+                let fit = |sets: &Sets<'_>, core: &StageCore| grow::fit(sets, core, &sizes);
+                Self::take_over(directory, name, Some(&Growth { wanted: &sizes.maps, fit: &fit }))
+            },
             || Self::load(config),
             |adopted| adopted.configure(config),
         )
@@ -170,7 +193,8 @@ impl RateLimiter {
     ///
     /// # Errors
     /// [`Error::Invalid`]; [`Error::PinnedSetting`] for another value of what cannot change while the tables live:
-    /// `prefix_v4`, `prefix_v6`, `sources`, `bans`, `tiers`, `ring_bytes`; [`Error::Superseded`]. Nothing was changed then.
+    /// `prefix_v4`, `prefix_v6`, `sources`, `bans` and `tiers` (of these, an adoption makes more), `ring_bytes`;
+    /// [`Error::Superseded`]. Nothing was changed then.
     pub fn configure(&self, config: &RateLimiterConfig) -> Result<()> {
         let (core, sizes) = (&self.core, config.sizes()?);
         let mut book = self.edit()?;

@@ -82,6 +82,15 @@ pub(crate) fn put(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     check(unsafe { raw::bpf_obj_pin(fd.as_raw_fd(), path.as_ptr()) }).map(drop)
 }
 
+/// Exchanges two entries of a file system in one step (renameat2(2)).
+pub(crate) fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    let (one, other) = (c_path(one)?, c_path(other)?);
+    // SAFETY: both paths are C strings that live through the call.
+    let answer =
+        unsafe { libc::renameat2(libc::AT_FDCWD, one.as_ptr(), libc::AT_FDCWD, other.as_ptr(), libc::RENAME_EXCHANGE) };
+    check(answer).map(drop)
+}
+
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }

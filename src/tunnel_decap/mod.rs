@@ -18,6 +18,7 @@ static KIND: StageKind = StageKind {
     name: "tunnel_decap",
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_TUNNEL_DECAP")),
     sized_by: &[("vips` and `sources", &["prefixes_v4", "prefixes_v6"])],
+    carried: &[],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::tunnel_decap::TunnelDecapSkelBuilder::default();
@@ -167,7 +168,7 @@ impl TunnelDecap {
     /// # Errors
     /// [`Error::PinMissing`]; [`Error::PinMismatch`] when this build cannot understand the tables.
     pub fn adopt(directory: impl AsRef<std::path::Path>, name: &str) -> Result<Self> {
-        let (core, ()) = StageCore::adopt(&KIND, directory.as_ref(), name, |_| Ok(()))?;
+        let (core, ()) = StageCore::adopt(&KIND, directory.as_ref(), name, None, |_| Ok(()))?;
         Ok(Self { core })
     }
 }

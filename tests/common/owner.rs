@@ -51,10 +51,11 @@ const JOBS: [(&str, Job); 2] = [("own", Job::Own), ("adopt", Job::Adopt)];
 pub(crate) fn obey() {
     let Ok(task) = env::var(TASK) else { return };
     let parts: Vec<&str> = task.split('|').collect();
-    let [function, job, seed, directory, mac] = parts[..] else { panic!("no task: {task}") };
+    let [function, job, seed, directory, mac, more] = parts[..] else { panic!("no task: {task}") };
     let function = Function::parse(function);
     let job = JOBS.iter().find(|(name, _)| *name == job).expect("a job").1;
-    let place = Place { directory: PathBuf::from(directory), mac: parse_mac(mac) };
+    let more = more.parse::<u32>().unwrap().into();
+    let place = Place { directory: PathBuf::from(directory), mac: parse_mac(mac), more };
     work(function, job, &place, &mut Rng::with_seed(seed.parse().unwrap()));
     std::process::exit(0);
 }
@@ -156,8 +157,8 @@ impl Process {
     pub(crate) fn start(ns: &Namespace, test: &str, function: Function, job: Job, place: &Place, seed: u64) -> Self {
         let job = JOBS.iter().find(|(_, other)| *other == job).expect("a job").0;
         let mac: Vec<String> = place.mac.iter().map(|octet| format!("{octet:02x}")).collect();
-        let task =
-            [function.name(), job, &seed.to_string(), &place.directory.display().to_string(), &mac.join(":")].join("|");
+        let (directory, mac, more) = (place.directory.display(), mac.join(":"), place.more.get());
+        let task = format!("{}|{job}|{seed}|{directory}|{mac}|{more}", function.name());
         let mut command = ns.command(env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(TASK, task);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();

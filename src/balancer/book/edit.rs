@@ -10,7 +10,7 @@ use crate::{
         family_of,
     },
     balancer::{BackendState, ServiceAddr, index::Key, store::lines_of},
-    base::StageCore,
+    base::{Counted, StageCore},
     maglev::Share,
 };
 
@@ -46,8 +46,7 @@ impl<R: SlotRule> Book<R> {
             function: self.rule.service_words(vip, &record),
             ..record
         };
-        let counters = core.per_cpu::<ServiceCpu>("service_states");
-        counters.reset(number.into()).map_err(|error| core.map("service_states").error("reset an entry", error))?;
+        Counted::<ServiceCpu>::of(core, "service_states").reset(number.into())?;
         for word in self.slots.range(record.first_line, record.slots) {
             word.store(0, Ordering::Relaxed);
         }

@@ -27,7 +27,7 @@ use crate::{
         BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, Backend, BackendCpu, BalancerSettings, SERVICE_BY_SOURCE,
         SLOT_LINE_WORDS, Service, ServiceCpu, Vip,
     },
-    base::{Records, StageCore},
+    base::{COPIED, Carry, Counted, Records, StageCore, counted_entries},
     maglev::{self, Share},
     sys::grace::GracePeriod,
 };
@@ -65,6 +65,19 @@ pub(crate) trait SlotRule: fmt::Debug + Send {
 }
 
 /// Sizes, and what programs are told.
+/// The book's maps, see [`Carry`].
+pub(crate) const CARRIED: &[(&str, Carry)] = &[
+    ("balancer", COPIED),
+    ("vip_index", Carry::Rebuilt),
+    ("service_index", Carry::Rebuilt),
+    ("vips", COPIED),
+    ("services", COPIED),
+    ("service_states", Carry::Counted),
+    ("backends", COPIED),
+    ("backend_states", Carry::Counted),
+    ("slots", COPIED),
+];
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BookConfig {
     pub(crate) services: u32,
@@ -98,11 +111,19 @@ impl BookConfig {
             ("service_index", size_for(self.services)),
             ("vips", self.services + self.held + 1),
             ("services", self.services + 1),
-            ("service_states", self.services + 1),
+            ("service_states", counted_entries(self.services + 1)),
             ("backends", self.backends + 1),
-            ("backend_states", self.backends + 1),
+            ("backend_states", counted_entries(self.backends + 1)),
             ("slots", lines),
         ])
+    }
+
+    /// Brings larger tables to their sizes. The indices are built again from the records.
+    pub(crate) fn fit(&self, core: &StageCore) -> Result<()> {
+        let settings = Records::<BalancerSettings>::of(core, "balancer")?;
+        let BalancerSettings { vip_mask, service_mask, probe_base, .. } = self.settings();
+        settings.write(0, &BalancerSettings { vip_mask, service_mask, probe_base, ..settings.read(0) });
+        Ok(())
     }
 
     fn settings(&self) -> BalancerSettings {
@@ -348,7 +369,7 @@ fn unknown(service: &ServiceAddr) -> Error {
 
 /// What was counted of a backend, and the function's own counter.
 pub(crate) fn backend_stats(core: &StageCore, id: u16) -> Result<(BackendStats, u64)> {
-    let cpus = core.per_cpu::<BackendCpu>("backend_states").get(id.into())?;
+    let cpus = Counted::<BackendCpu>::of(core, "backend_states").get(id.into())?;
     let stats = cpus.iter().fold(BackendStats::default(), |sum, cpu| BackendStats {
         forwarded: sum.forwarded + Count { packets: cpu.packets, bytes: cpu.bytes },
         new_flows: sum.new_flows + cpu.flows,
@@ -360,7 +381,7 @@ pub(crate) fn backend_stats(core: &StageCore, id: u16) -> Result<(BackendStats, 
 pub(crate) fn service_stats(core: &StageCore, number: u16) -> Result<(ServiceStats, [u64; 3])> {
     let mut own = [0; 3];
     let mut sum = ServiceStats::default();
-    for cpu in core.per_cpu::<ServiceCpu>("service_states").get(number.into())? {
+    for cpu in Counted::<ServiceCpu>::of(core, "service_states").get(number.into())? {
         sum.received += Count { packets: cpu.packets, bytes: cpu.bytes };
         sum.new_flows += cpu.flows;
         sum.too_big += cpu.too_big;

@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     abi::service::{Backend, BackendCpu, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT},
     balancer::ServiceAddr,
-    base::StageCore,
+    base::{Counted, StageCore},
     sys::grace::GracePeriod,
 };
 
@@ -42,10 +42,10 @@ impl<R: SlotRule> Book<R> {
 
     /// Makes these numbers free. No program can meet them any more.
     pub(super) fn forget(&mut self, core: &StageCore, gone: &[u16]) -> Result<()> {
-        let states = core.per_cpu::<BackendCpu>("backend_states");
+        let states = Counted::<BackendCpu>::of(core, "backend_states");
         for id in gone {
             self.backends.set((*id).into(), offset_of!(Backend, flags), 0);
-            states.reset((*id).into()).map_err(|error| core.map("backend_states").error("reset an entry", error))?;
+            states.reset((*id).into())?;
             self.free.push(*id);
         }
         Ok(())

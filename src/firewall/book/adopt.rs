@@ -124,6 +124,8 @@ impl Book {
                 core.rebuilt(format!("the index of the rules, of which {damaged} nodes were damaged"));
             }
             return match self.replace_index(core, list, leaves) {
+                // Larger tables have none yet.
+                Err(error) if core.is_grown() => Err(error),
                 // Without room for both, the old one is right but for a change that was cut short.
                 Err(Error::Full { .. }) if damaged == 0 => Ok(()),
                 Err(Error::Full { .. }) => {

@@ -19,7 +19,8 @@ pub(super) const DSR_VIP: [u8; 4] = [192, 168, 178, 100];
 
 impl Spreading {
     pub(super) fn start(place: &Place) -> Result<Self> {
-        let config = DsrConfig::default().services(16).table_size(1021).flows(4096).backends(2000);
+        let more = place.more.get();
+        let config = DsrConfig::default().services(16 + more).table_size(1021).flows(4096).backends(2000 + more);
         let balancer = DsrBalancer::load_or_adopt(&place.directory, &config)?;
         let (real, moving) = (ServiceAddr::tcp(DSR_VIP, 80), ServiceAddr::tcp(DSR_VIP, 81));
         if balancer.service(real).is_err() {

@@ -10,7 +10,7 @@ use super::{
         rules::{self, Model, packet},
         traffic::DENIED,
     },
-    Owned,
+    Owned, Place,
 };
 
 /// Hosts of the lockstep stream have rules that stay.
@@ -49,8 +49,9 @@ fn random_rule(random: &mut Rng) -> (Selector, Rule) {
 pub(super) struct Guard(Firewall);
 
 impl Guard {
-    pub(super) fn start(directory: &Path, engine: Engine) -> Result<Self> {
-        let firewall = Firewall::load_or_adopt(directory, &FirewallConfig::default().capacity(4000).engine(engine))?;
+    pub(super) fn start(place: &Place, engine: Engine) -> Result<Self> {
+        let config = FirewallConfig::default().capacity(4000 + place.more.get()).engine(engine);
+        let firewall = Firewall::load_or_adopt(&place.directory, &config)?;
         if firewall.is_empty()? {
             firewall.insert_many(fixed_rules())?;
         }
@@ -119,9 +120,9 @@ fn lines_of_list() -> u32 {
 }
 
 impl Scrubber {
-    pub(super) fn start(directory: &Path, engine: Engine) -> Result<Self> {
+    pub(super) fn start(place: &Place, engine: Engine) -> Result<Self> {
         let config = FirewallConfig::default().capacity(70_000).engine(engine);
-        let firewall = Firewall::load_or_adopt(directory, &config)?;
+        let firewall = Firewall::load_or_adopt(&place.directory, &config)?;
         if firewall.is_empty()? {
             firewall.insert_many(fixed_rules())?;
         }

@@ -7,7 +7,7 @@ use xdpkit::{Action, Meter, RateLimiter, RateLimiterConfig, Result, Scope, Stage
 
 use super::{
     super::{rate::just, rules::packet, traffic::DENIED},
-    Owned,
+    Owned, Place,
 };
 
 pub(super) struct Limiting(RateLimiter);
@@ -15,9 +15,12 @@ pub(super) struct Limiting(RateLimiter);
 const LIMITED: Scope = Scope::UdpPort(7777);
 
 impl Limiting {
-    pub(super) fn start(directory: &Path) -> Result<Self> {
-        let config = RateLimiterConfig::default().limit(LIMITED, just(5)).tiers(2000).sources(100_000);
-        let limiter = RateLimiter::load_or_adopt(directory, &config)?;
+    pub(super) fn start(place: &Place) -> Result<Self> {
+        let config = RateLimiterConfig::default().limit(LIMITED, just(5)).sources(100_000);
+        // Bans have their table by powers of two.
+        let more = place.more.get();
+        let config = config.tiers(2000 + more).bans(4096 + 64 * more);
+        let limiter = RateLimiter::load_or_adopt(&place.directory, &config)?;
         if limiter.tiers().is_empty() {
             limiter.tiers().replace_all(fixed_tiers())?;
         }

@@ -48,6 +48,8 @@ pub(crate) struct Place {
     pub(crate) directory: PathBuf,
     /// That packets for its host go to.
     pub(crate) mac: [u8; 6],
+    /// For how many rules, tiers, services and backends more than at first a process that starts has room.
+    pub(crate) more: std::cell::Cell<u32>,
 }
 
 /// A value whose tables this process owns.
@@ -98,16 +100,15 @@ impl Function {
 
     /// Takes the tables over, or makes them.
     pub(crate) fn start(self, place: &Place) -> Result<Box<dyn Owned>> {
-        let directory = &place.directory;
         Ok(match self {
-            Self::Trie => Box::new(Guard::start(directory, Engine::Trie)?),
-            Self::Compiled => Box::new(Guard::start(directory, Engine::Compiled)?),
-            Self::Limiter => Box::new(Limiting::start(directory)?),
+            Self::Trie => Box::new(Guard::start(place, Engine::Trie)?),
+            Self::Compiled => Box::new(Guard::start(place, Engine::Compiled)?),
+            Self::Limiter => Box::new(Limiting::start(place)?),
             Self::Nat => Box::new(Translating::start(place)?),
             Self::Dsr => Box::new(Spreading::start(place)?),
-            Self::Monitor => Box::new(Watching::start(directory)?),
-            Self::LongTrie => Box::new(Scrubber::start(directory, Engine::Trie)?),
-            Self::LongCompiled => Box::new(Scrubber::start(directory, Engine::Compiled)?),
+            Self::Monitor => Box::new(Watching::start(place)?),
+            Self::LongTrie => Box::new(Scrubber::start(place, Engine::Trie)?),
+            Self::LongCompiled => Box::new(Scrubber::start(place, Engine::Compiled)?),
         })
     }
 }

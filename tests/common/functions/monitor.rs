@@ -19,9 +19,10 @@ pub(super) struct Watching {
 const MOVING: [Protocol; 2] = [Protocol::Tcp, Protocol::Icmp];
 
 impl Watching {
-    pub(super) fn start(directory: &Path) -> Result<Self> {
-        let monitor = PacketMonitor::load_or_adopt(directory, &MonitorConfig::default())?;
-        let guard = Firewall::load_or_adopt(directory, &FirewallConfig::default().name("guard"))?;
+    pub(super) fn start(place: &Place) -> Result<Self> {
+        let monitor = PacketMonitor::load_or_adopt(&place.directory, &MonitorConfig::default())?;
+        let config = FirewallConfig::default().name("guard").capacity(1000 + place.more.get());
+        let guard = Firewall::load_or_adopt(&place.directory, &config)?;
         if guard.is_empty()? {
             guard.insert_many(fixed_rules())?;
         }

@@ -22,7 +22,9 @@ const NAT_REAL: &str = "tcp/198.51.100.10:80";
 
 impl Translating {
     pub(super) fn start(place: &Place) -> Result<Self> {
-        let balancer = NatBalancer::load_or_adopt(&place.directory, &NatConfig::default())?;
+        let more = place.more.get();
+        let config = NatConfig::default().services(64 + more).backends(1024 + more);
+        let balancer = NatBalancer::load_or_adopt(&place.directory, &config)?;
         if balancer.services().is_empty() {
             let real = [11, 12].map(|last| SocketAddr::from(([192, 168, 178, last], 8080)));
             balancer.insert(NAT_REAL.parse()?, &NatService::new(real))?;

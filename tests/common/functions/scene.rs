@@ -54,7 +54,7 @@ impl Scene {
                 let _ = lab.balancer.add_default_route(via);
             }
         }
-        let place = Place { directory, mac: ns.mac("eth0").unwrap() };
+        let place = Place { directory, mac: ns.mac("eth0").unwrap(), more: Default::default() };
         Self { ns, place, _bpffs: bpffs, net }
     }
 
