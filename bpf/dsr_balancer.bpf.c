@@ -6,6 +6,7 @@
 #include "include/kernel.h"
 #include "include/parse.h"
 #include "include/stage.h"
+#include "include/own_macs.h"
 #include "include/service.h"
 #include "include/next_hop.h"
 #include "include/checksum.h"
@@ -290,6 +291,11 @@ int dsr_balancer(struct xdp_md *ctx)
 		/* Malformed or not, it is none of ours. */
 		if (v.reason == REASON_NONE)
 			v.reason = REASON_NOT_FOR_VIP;
+		goto end;
+	}
+	/* A malformed frame has its Ethernet header as long as it has a virtual address. */
+	if (!p.eth || !is_for_us(p.eth)) {
+		v.reason = REASON_NOT_FOR_US;
 		goto end;
 	}
 	if (v.reason != REASON_NONE) {

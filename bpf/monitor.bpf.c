@@ -4,6 +4,7 @@
 #include "include/event.h"
 #include "include/parse.h"
 #include "include/stage.h"
+#include "include/own_macs.h"
 #include "include/reflect.h"
 #include "abi/monitor.h"
 
@@ -56,6 +57,9 @@ __attribute__((noinline, weak)) __u64 report_or_send_back(struct xdp_md *ctx, __
 	bytes = frame_bytes(ctx, &p);
 	if (action == XDP_TX && p.eth && (p.eth->h_dest[0] | p.eth->h_source[0]) & 1) {
 		reason = REASON_TX_GROUP_ADDRESS;
+		action = XDP_PASS;
+	} else if (action == XDP_TX && p.eth && !is_for_us(p.eth)) {
+		reason = REASON_NOT_FOR_US;
 		action = XDP_PASS;
 	}
 	outcome.reason = reason;

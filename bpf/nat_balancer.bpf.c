@@ -3,6 +3,7 @@
 #include "include/kernel.h"
 #include "include/parse.h"
 #include "include/stage.h"
+#include "include/own_macs.h"
 #include "include/next_hop.h"
 #include "include/service.h"
 #include "include/translate.h"
@@ -220,6 +221,8 @@ int nat_balancer(struct xdp_md *ctx)
 	job->vip = nat_read(b, &job->packet, p.ip4, p.ip6, p.protocol, p.network == NETWORK_IPV6);
 	if (!job->vip && !s->destination_only)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
+	if (!is_for_us(p.eth))
+		return nat_done(ctx, job, REASON_NOT_FOR_US, XDP_PASS);
 	now = bpf_jiffies64();
 	if (p.fragment == FRAGMENT_LATER) {
 		kind = NAT_FRAGMENT;

@@ -3,6 +3,7 @@
 #include "include/kernel.h"
 #include "include/parse.h"
 #include "include/stage.h"
+#include "include/own_macs.h"
 #include "include/decapsulate.h"
 #include "abi/tunnel_decap.h"
 
@@ -167,8 +168,9 @@ int tunnel_decap(struct xdp_md *ctx)
 	reason = parse(ctx, &p);
 	bytes = frame_bytes(ctx, &p);
 	if (reason == REASON_NONE)
-		reason = p.network >= NETWORK_IPV4 && (p.protocol == IPPROTO_IPIP || p.protocol == IPPROTO_IPV6) ?
-				 handle_tunnel(ctx, &p, now, &action) :
-				 REASON_NOT_TUNNEL;
+		reason = p.network < NETWORK_IPV4 || (p.protocol != IPPROTO_IPIP && p.protocol != IPPROTO_IPV6) ?
+				 REASON_NOT_TUNNEL :
+			 !is_for_us(p.eth) ? REASON_NOT_FOR_US :
+					     handle_tunnel(ctx, &p, now, &action);
 	return stage_end(ctx, all, bytes, reason, action);
 }

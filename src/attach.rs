@@ -81,6 +81,7 @@ pub struct AttachOptions {
     pin: Option<PathBuf>,
     replace_chain: bool,
     announce_ready: bool,
+    own_macs: Vec<[u8; 6]>,
 }
 
 impl AttachOptions {
@@ -92,6 +93,7 @@ impl AttachOptions {
             pin: None,
             replace_chain: false,
             announce_ready: true,
+            own_macs: Vec::new(),
         }
     }
 
@@ -129,6 +131,18 @@ impl AttachOptions {
     pub fn announce_ready(mut self, announce: bool) -> Self {
         self.announce_ready = announce;
         self
+    }
+
+    /// Frames to this MAC address are for this host, too. Those of the interface and of all devices that stand on it (bridge,
+    /// bond, VLAN, macvlan) are found and followed; this is for addresses that the kernel does not know. Can be called
+    /// repeatedly; at most 63 are known in all.
+    pub fn own_mac(mut self, mac: [u8; 6]) -> Self {
+        self.own_macs.push(mac);
+        self
+    }
+
+    pub(crate) fn own_macs(&self) -> &[[u8; 6]] {
+        &self.own_macs
     }
 
     pub(crate) fn announces_ready(&self) -> bool {

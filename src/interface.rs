@@ -1,6 +1,9 @@
 //! Network interfaces of the calling thread's network namespace.
 
-use std::fmt;
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use crate::{
     Error, Result,
@@ -10,10 +13,25 @@ use crate::{
 /// A network interface, by its index; the name is for messages.
 ///
 /// Looked up in the network namespace of the calling thread, as every operation on it is carried out there.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub struct Interface {
     index: u32,
     name: String,
+    mac: Option<[u8; 6]>,
+}
+
+impl PartialEq for Interface {
+    fn eq(&self, other: &Self) -> bool {
+        (self.index, &self.name) == (other.index, &other.name)
+    }
+}
+
+impl Eq for Interface {}
+
+impl Hash for Interface {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.index, &self.name).hash(state);
+    }
 }
 
 impl Interface {
@@ -23,7 +41,7 @@ impl Interface {
     /// [`Error::UnknownInterface`] when there is none.
     pub fn by_name(name: &str) -> Result<Self> {
         match sys::net::index_of(name) {
-            Some(index) => Ok(Self { index, name: name.to_owned() }),
+            Some(index) => Ok(Self { index, name: name.to_owned(), mac: mac_of(index) }),
             None => Err(Error::UnknownInterface { interface: name.to_owned() }),
         }
     }
@@ -34,7 +52,7 @@ impl Interface {
     /// [`Error::UnknownInterface`] when there is none.
     pub fn by_index(index: u32) -> Result<Self> {
         match sys::net::name_of(index) {
-            Some(name) => Ok(Self { index, name }),
+            Some(name) => Ok(Self { index, name, mac: mac_of(index) }),
             None => Err(Error::UnknownInterface { interface: index.to_string() }),
         }
     }
@@ -61,11 +79,22 @@ impl Interface {
         self.index
     }
 
+    /// The MAC address at the time of the look-up; `None` for a device without one.
+    #[must_use]
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        self.mac
+    }
+
     /// The name at the time of the look-up.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// An interface without one, or that is gone by now, has none.
+fn mac_of(index: u32) -> Option<[u8; 6]> {
+    sys::device::describe(index).ok()?.mac
 }
 
 impl fmt::Display for Interface {

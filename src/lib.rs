@@ -13,6 +13,7 @@ mod firewall;
 mod flow_table;
 #[cfg(feature = "health")]
 mod health;
+mod host;
 mod interface;
 #[allow(dead_code, reason = "its tests and benchmarks use the rest")]
 mod lpm;

@@ -152,6 +152,9 @@ reasons! {
     UnknownSource = 55, "unknown_source";
     /// `RateLimiter`: other CPUs were faster at the same bucket, many times in a row; dropped.
     Contended = 56, "contended";
+    /// Balancers, `TunnelDecap`, and `PacketMonitor` where it would send the frame back: its destination MAC address is none of
+    /// this host's (flooded by a switch, broadcast, multicast); it passed unmodified.
+    NotForUs = 60, "not_for_us";
     /// Balancers: for none of the virtual addresses; it went on untouched.
     NotForVip = 64, "not_for_vip";
     /// Balancers: for a virtual address, but no service there has this protocol and port; it went on untouched.

@@ -50,7 +50,7 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// # Errors
     /// [`Error::TestRun`].
     fn run(&self, request: &TestRun<'_>) -> Result<Verdict> {
-        request.run(&self.core().instance.program)
+        request.run(std::iter::once(&self.core().instance))
     }
 
     /// Says that this process goes on for good with the tables that it has adopted. From then on, whichever process had them

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     Action, Interface, Result,
+    base::{Instance, OwnMacs, TEST_MAC},
     sys::program::{Program, RunRequest},
 };
 
@@ -12,12 +13,20 @@ use crate::{
 #[must_use]
 pub struct TestRun<'a> {
     request: RunRequest<'a>,
+    /// Of the interface that the frame comes in by.
+    mac: Option<[u8; 6]>,
 }
 
 impl<'a> TestRun<'a> {
+    /// The destination MAC address of frames that are for this host (02:00:00:00:00:02), in a run of a stage, or of a chain that is
+    /// not attached, without [`TestRun::ingress`].
+    /// Balancers, [`TunnelDecap`](crate::TunnelDecap) and [`PacketMonitor`](crate::PacketMonitor) pass others as
+    /// [`Reason::NotForUs`](crate::Reason::NotForUs). An attached chain goes by the addresses of its interface.
+    pub const OWN_MAC: [u8; 6] = TEST_MAC;
+
     /// Runs once on `frame`, an Ethernet frame without FCS of at least 14 bytes.
     pub fn new(frame: &'a [u8]) -> Self {
-        Self { request: RunRequest { frame, repeat: 1, ingress: None, linear: None, live: None } }
+        Self { request: RunRequest { frame, repeat: 1, ingress: None, linear: None, live: None }, mac: None }
     }
 
     /// Runs `times` times; [`Verdict::duration`] is then the mean. What the program changes in the frame
@@ -27,9 +36,11 @@ impl<'a> TestRun<'a> {
         self
     }
 
-    /// The interface and receive queue that the program sees the frame come in by.
+    /// The interface and receive queue that the program sees the frame come in by. Frames to its MAC address
+    /// ([`Interface::mac`]) are for this host then.
     pub fn ingress(mut self, interface: &Interface, queue: u32) -> Self {
         self.request.ingress = Some((interface.index(), queue));
+        self.mac = interface.mac();
         self
     }
 
@@ -46,7 +57,28 @@ impl<'a> TestRun<'a> {
         self
     }
 
-    pub(crate) fn run(&self, program: &Program) -> Result<Verdict> {
+    /// In instances that no interface runs, the first of them first.
+    pub(crate) fn run<'i>(&self, instances: impl Iterator<Item = &'i Instance> + Clone) -> Result<Verdict> {
+        self.run_by(instances.clone().filter_map(|instance| instance.own_macs.as_deref()), &|| {
+            let first = instances.clone().next().expect("a chain has a stage");
+            self.run_as_it_is(&first.program)
+        })
+    }
+
+    /// Each of these has to be the frame's MAC address meanwhile.
+    fn run_by<'i>(
+        &self,
+        mut macs: impl Iterator<Item = &'i OwnMacs>,
+        run: &dyn Fn() -> Result<Verdict>,
+    ) -> Result<Verdict> {
+        match macs.next() {
+            Some(own) => own.while_it_is(self.mac.unwrap_or(TEST_MAC), || self.run_by(macs, run)),
+            None => run(),
+        }
+    }
+
+    /// In an instance that may be at work.
+    pub(crate) fn run_as_it_is(&self, program: &Program) -> Result<Verdict> {
         let answer = program.run(&self.request)?;
         Ok(Verdict {
             action: Action::from_code(answer.code).unwrap_or(Action::Aborted),

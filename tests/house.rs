@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Each folder below `src`, and the modules and types of the crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 5] = [
+const MAY_NAME: [(&str, &[&str]); 6] = [
     ("sys", &["Error", "Result"]),
     ("lpm", &[]),
     ("flow_table", &[]),
     ("base", &["Error", "Result", "abi", "flow_table", "sys"]),
+    ("host", &["base", "sys"]),
     ("pin", &["Error", "Interface", "Result", "base", "sys"]),
 ];
 

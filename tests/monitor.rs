@@ -77,7 +77,7 @@ fn what_is_sent_back_is_captured_as_it_came() {
     let monitor = monitor(1);
     monitor.set_action(Protocol::Udp, Some(Action::Tx)).unwrap();
     let mut events = monitor.events().unwrap();
-    let frame = udp4().macs([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8]).build();
+    let frame = udp4().macs([2, 0, 0, 0, 0, 9], TestRun::OWN_MAC).build();
     assert_ne!(monitor.test_run(&frame).unwrap().frame, frame);
     assert_eq!(events.try_next().unwrap().frame, frame);
 }

@@ -275,7 +275,8 @@ fn l23_everything_else_is_untouched() {
             ("GRE", Side::Clients, Frame::ip(client.ip(), ip(VIP4), 47).payload(&[0; 20]), Reason::NoService),
             ("malformed", Side::Clients, Frame::tcp(client, at("10.0.0.100:80")).data_offset(4), Reason::TcpDataOffset),
         ] {
-            let sent = frame.macs([2, 0, 0, 0, 0, 7], [2, 0, 0, 0, 0, 8]).build();
+            let own = if side == Side::Clients { bench.macs_of_clients().1 } else { bench.macs_of_backends().1 };
+            let sent = frame.macs([2, 0, 0, 0, 0, 7], own).build();
             let wanted = Outcome { action: Action::Pass, reason, frame: sent.clone() };
             assert_eq!(bench.run(side, &sent), wanted, "{what}");
         }

@@ -62,6 +62,9 @@ enum xdpkit_reason {
 	REASON_UNKNOWN_SOURCE = 55,
 	REASON_CONTENDED = 56,
 
+	/* Both balancers, TunnelDecap, and PacketMonitor where it sends back */
+	REASON_NOT_FOR_US = 60,
+
 	/* Both balancers */
 	REASON_NOT_FOR_VIP = 64,
 	REASON_NO_SERVICE = 65,

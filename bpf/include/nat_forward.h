@@ -317,7 +317,7 @@ static __always_inline int nat_forward(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 
-	if ((void *)(eth + 1) > end)
+	if ((void *)(eth + 1) > end || !is_for_us(eth))
 		return NAT_LONG_WAY;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))
 		return nat_forward_plain(ctx, data, end, false);

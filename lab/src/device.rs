@@ -176,6 +176,20 @@ impl Namespace {
         self.set_up(name)
     }
 
+    /// Has a bridge send every frame to all of its ports, as a hub does.
+    pub fn make_hub(&self, bridge: &str) -> Result<()> {
+        let index = self.ifindex(bridge)?;
+        self.netlink().forget_stations(bridge, index).context(|| self.about(bridge, "set the ageing time"))
+    }
+
+    /// Creates a macvlan on an interface, as keepalived does for a virtual router, and sets it up.
+    pub fn add_macvlan(&self, name: &str, lower: &str, mac: [u8; 6]) -> Result<()> {
+        let index = self.ifindex(lower)?;
+        let added = self.netlink().add_macvlan(name, index, mac);
+        added.context(|| self.about(name, &format!("create the macvlan on {lower}")))?;
+        self.set_up(name)
+    }
+
     /// Attaches a native XDP program that passes everything, multi-buffer frames included.
     ///
     /// A veth end delivers what the other end's program transmits or redirects only if it has a

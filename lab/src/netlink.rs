@@ -13,7 +13,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    MacVlanMode,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -81,6 +82,25 @@ impl Netlink {
     pub(crate) fn add_bridge(&self, name: &str) -> io::Result<()> {
         let options = vec![InfoBridge::MulticastSnooping(false)];
         self.add_link(name, InfoKind::Bridge, InfoData::Bridge(options), vec![])
+    }
+
+    /// Has a bridge forget at once where stations are: it sends every frame to all ports, as a hub does.
+    pub(crate) fn forget_stations(&self, name: &str, index: u32) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        let data = InfoData::Bridge(vec![InfoBridge::AgeingTime(0)]);
+        link.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)]),
+        ];
+        self.request(RouteNetlinkMessage::NewLink(link), 0).map(drop)
+    }
+
+    /// Creates a macvlan with a MAC address of its own on an interface.
+    pub(crate) fn add_macvlan(&self, name: &str, lower: u32, mac: [u8; 6]) -> io::Result<()> {
+        let more = vec![LinkAttribute::Link(lower), LinkAttribute::Address(mac.to_vec())];
+        let data = InfoData::MacVlan(vec![InfoMacVlan::Mode(MacVlanMode::Private)]);
+        self.add_link(name, InfoKind::MacVlan, data, more)
     }
 
     fn add_link(&self, name: &str, kind: InfoKind, data: InfoData, more: Vec<LinkAttribute>) -> io::Result<()> {

@@ -13,6 +13,7 @@ use super::{
     directory::check_name,
     growth::{self, Carry, Grown, Growth, Sets},
     home::{map_path, open_stage, stage_path},
+    own_macs::{OWN_MACS, OwnMacs},
     owner::Entered,
 };
 use crate::{
@@ -28,8 +29,10 @@ use crate::{
     },
 };
 
-/// The map that each instance has for itself: its successor in the chain.
+/// A map that each instance has for itself: its successor in the chain.
 const SLOT: &str = "next_stage";
+/// This host's MAC address until the instance is attached.
+pub(crate) const TEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 /// What is known of a network function before it is loaded.
 #[derive(Debug)]
@@ -60,6 +63,8 @@ impl StageKind {
 pub(crate) struct Instance {
     pub(crate) program: Program,
     pub(crate) slot: Map,
+    /// What its host's MAC addresses are, where its program asks for them.
+    pub(crate) own_macs: Option<Arc<OwnMacs>>,
 }
 
 /// The tables of a value, shared by all its instances.
@@ -85,7 +90,7 @@ impl Shared {
     /// Another instance of the program, on the same tables.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
         let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
-        Ok(split(loaded).0)
+        Ok(split(loaded)?.0)
     }
 }
 
@@ -121,7 +126,7 @@ impl StageCore {
     pub(crate) fn load(kind: &'static StageKind, name: &str, capacities: &[(&str, u32)]) -> Result<Self> {
         check_name(name)?;
         let loaded = (kind.load)(&Plan { shared: &[], capacities }).map_err(|error| kind.name_setting(error))?;
-        let (instance, maps) = split(loaded);
+        let (instance, maps) = split(loaded)?;
         Ok(Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance))
     }
 
@@ -171,7 +176,7 @@ impl StageCore {
             other => kind.name_setting(other),
         };
         let loaded = (kind.load)(&Plan { shared: &kept, capacities: &capacities }).map_err(place)?;
-        let (instance, used) = split(loaded);
+        let (instance, used) = split(loaded)?;
         for map in &used {
             if !kept.iter().chain(&old).any(|pinned| pinned.name() == map.name()) {
                 return Err(Error::PinMissing { path: map_path(directory, name, map.name()) });
@@ -311,9 +316,12 @@ impl StageCore {
 
 /// The instance, and the tables that it shares. Maps with a dot in their names are the compiler's (constants in
 /// `.rodata`): the program holds them, they say nothing of the value's state, and could not be pinned.
-fn split(loaded: Loaded) -> (Instance, Vec<Map>) {
+fn split(loaded: Loaded) -> Result<(Instance, Vec<Map>)> {
     let tables = loaded.maps.into_iter().filter(|map| !map.name().contains('.'));
     let (mut slots, maps): (Vec<_>, Vec<_>) = tables.partition(|map| map.name() == SLOT);
     let slot = slots.pop().expect("every stage has a slot");
-    (Instance { program: loaded.program, slot }, maps)
+    let (mut own_macs, maps): (Vec<_>, Vec<_>) = maps.into_iter().partition(|map| map.name() == OWN_MACS);
+    let own_macs = own_macs.pop().map(|map| OwnMacs::of(map).map(Arc::new)).transpose()?;
+    own_macs.iter().for_each(|macs| macs.set(&[TEST_MAC]));
+    Ok((Instance { program: loaded.program, slot, own_macs }, maps))
 }

@@ -10,7 +10,7 @@ use super::{INTERFACES, LAST, LINK, NEXT, PROGRAM, Undo, put_in_place};
 use crate::{
     Error, Interface, Result,
     base::{
-        Instance, Shared,
+        Instance, OWN_MACS, Shared,
         directory::{check_directory, create_directory, failure, lock, names_in, put, remove_directory, remove_file},
         pin_stage,
     },
@@ -72,6 +72,9 @@ impl InterfacePins {
         undo.add(home.clone());
         put(instance.program.as_fd(), &home.join(PROGRAM))?;
         put(instance.slot.as_fd(), &home.join(NEXT))?;
+        if let Some(macs) = &instance.own_macs {
+            put(macs.as_fd(), &home.join(OWN_MACS))?;
+        }
         Ok(home)
     }
 

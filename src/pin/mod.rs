@@ -8,6 +8,7 @@
 //! DIR/interfaces/IFINDEX/link               the attachment
 //! DIR/interfaces/IFINDEX/ID-NAME/program    an instance in the chain of that interface, by program id
 //! DIR/interfaces/IFINDEX/ID-NAME/next       its slot: who comes next
+//! DIR/interfaces/IFINDEX/ID-NAME/own_macs   the MAC addresses of its host there
 //! DIR/interfaces/IFINDEX/last/ID            the caller's own program at the end, by program id
 //! ```
 //!

@@ -10,7 +10,7 @@ use super::{INTERFACES, InterfacePins, NEXT, Undo};
 use crate::{
     Error, Result,
     base::{
-        Instance, Shared, aside_path,
+        Instance, OWN_MACS, OwnMacs, Shared, aside_path,
         directory::{lock, names_in, remove_directory},
         exchange_stage,
     },
@@ -95,6 +95,10 @@ impl InterfacePins {
                 let behind = self.program(behind)?.map_or_else(|| self.last(behind), Ok)?;
                 let filled = instance.slot.slot_set(behind.as_fd());
                 filled.map_err(|error| instance.slot.error("fill the slot", error))?;
+            }
+            // They are followed where this process attaches.
+            if let (Some(macs), Some(old)) = (&instance.own_macs, map::open_pinned(&home.join(OWN_MACS), OWN_MACS)?) {
+                macs.copy(&OwnMacs::of(old)?);
             }
             let mut undo = Undo::default();
             self.member(stage, instance, &mut undo)?;

@@ -1,13 +1,14 @@
 //! Attaching a chain, taking over one that is pinned, and detaching.
 
-use std::{os::fd::AsFd as _, path::Path};
+use std::{os::fd::AsFd as _, path::Path, sync::Arc};
 
-use super::{Attached, Loss, Pipeline, unreadable};
+use super::{Attached, Loss, Pipeline, attached::follow_host, unreadable};
 #[allow(unused_imports, reason = "for links in the documentation")]
 use crate::Stage;
 use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
     attach::Made,
+    host::Host,
     pin::{self, InterfacePins, Undo},
     sys::{self, link::Link, links::Links, program::Program},
 };
@@ -49,11 +50,33 @@ impl Pipeline {
     }
 
     fn attach_to(&mut self, options: &AttachOptions, interface: Interface) -> Result<()> {
-        let loss = self.loss()?;
         let links = Links::open().map_err(|cause| unreadable(&interface, cause))?;
+        let host = Host::here().map_err(|cause| unreadable(&interface, cause))?;
+        for member in &self.members {
+            follow_host(&host, &interface, options, member)?;
+        }
+        let done = self.attach_followed(options, interface, links, &host);
+        if done.is_err() && self.attached.is_none() {
+            // Test runs go by what they went by before.
+            self.members
+                .iter()
+                .filter_map(|member| member.instance.own_macs.as_ref())
+                .for_each(|macs| host.forget(macs));
+        }
+        done
+    }
+
+    fn attach_followed(
+        &mut self,
+        options: &AttachOptions,
+        interface: Interface,
+        links: Links,
+        host: &Arc<Host>,
+    ) -> Result<()> {
+        let loss = self.loss()?;
         let Some(directory) = options.pin_directory() else {
             let made = options.link(&interface, self.members[0].fd())?;
-            let attached = Attached::new(made, &self.members, interface, links, None, options);
+            let attached = Attached::new(made, &self.members, interface, links, None, Arc::clone(host), options);
             return self.put_attached(attached);
         };
         let pins = InterfacePins::new(directory, &interface)?;
@@ -69,8 +92,8 @@ impl Pipeline {
         let done = match pins.link()? {
             // What was lost is never won back from a process that has it now.
             Some(_) if self.attached.is_some() => Err(Error::Superseded { what: format!("interface `{interface}`") }),
-            Some(link) => self.take_over(options, link, interface, links, pins),
-            None => self.attach_pinned(options, interface, links, pins),
+            Some(link) => self.take_over(options, link, interface, links, pins, host),
+            None => self.attach_pinned(options, interface, links, pins, host),
         };
         if done.is_err() {
             self.members.iter_mut().zip(before).for_each(|(member, pin)| member.pin = pin);
@@ -115,6 +138,7 @@ impl Pipeline {
         interface: Interface,
         links: Links,
         pins: InterfacePins,
+        host: &Arc<Host>,
     ) -> Result<()> {
         // Remnants of an attachment that never came about.
         pins.remove()?;
@@ -124,7 +148,8 @@ impl Pipeline {
         let made = options.link(&interface, self.members[0].fd())?;
         pins.put_link(&made.link)?;
         undo.keep();
-        self.put_attached(Attached::new(made, &self.members, interface, links, Some(pins), options))
+        let host = Arc::clone(host);
+        self.put_attached(Attached::new(made, &self.members, interface, links, Some(pins), host, options))
     }
 
     /// Pins again what goes on without pins.
@@ -155,6 +180,7 @@ impl Pipeline {
         interface: Interface,
         links: Links,
         pins: InterfacePins,
+        host: &Arc<Host>,
     ) -> Result<()> {
         let mismatch = |what: &str, found: String, expected: String| Error::PinMismatch {
             path: pins.path().join("link"),
@@ -214,8 +240,9 @@ impl Pipeline {
         if self.wait_for_readers().is_ok() {
             let _ = pins.sweep(&self.pinned_paths(), self.last.as_ref().map(Program::id));
         }
-        let mut attached =
-            Attached::new(Made { link, mode, fallback: None }, &self.members, interface, links, Some(pins), options);
+        let made = Made { link, mode, fallback: None };
+        let host = Arc::clone(host);
+        let mut attached = Attached::new(made, &self.members, interface, links, Some(pins), host, options);
         attached.adopted = true;
         self.attached = Some(attached);
         Ok(())

@@ -13,6 +13,7 @@ use crate::{
     AttachOptions, Error, Interface, Result, XdpMode,
     attach::Made,
     base::Shared,
+    host::Host,
     pin::InterfacePins,
     sys::{
         link::{Link, LinkInfo},
@@ -34,6 +35,7 @@ pub(super) struct Attached {
     pub(super) fallback: Option<Error>,
     pub(super) adopted: bool,
     pub(super) pins: Option<InterfacePins>,
+    host: Arc<Host>,
     pub(super) options: AttachOptions,
 }
 
@@ -72,17 +74,23 @@ impl Attached {
         interface: Interface,
         links: Links,
         pins: Option<InterfacePins>,
+        host: Arc<Host>,
         options: &AttachOptions,
     ) -> Self {
         let link_pin = pins.as_ref().map(InterfacePins::link_path);
         let program = members[0].instance.program.id();
         let now = Mutex::new(Some(Now { link: made.link, program, stages: stages_of(members) }));
         let guarded = Arc::new(Guarded { interface, links: Arc::new(links), link_pin, now });
-        Self { guarded, mode: made.mode, fallback: made.fallback, adopted: false, pins, options: options.clone() }
+        Self { guarded, mode: made.mode, fallback: made.fallback, adopted: false, pins, host, options: options.clone() }
     }
 
     pub(super) fn interface(&self) -> &Interface {
         &self.guarded.interface
+    }
+
+    /// Has an instance that packets are about to meet go by the MAC addresses of this host.
+    pub(super) fn follow_host(&self, member: &Member) -> Result<()> {
+        follow_host(&self.host, self.interface(), &self.options, member)
     }
 
     pub(super) fn loss(&self) -> Result<Option<Loss>> {
@@ -160,6 +168,15 @@ impl Attached {
         let sources = Sources::new(vec![Box::new(links), Box::new(tick), Box::new(homes)]).map_err(refused)?;
         Ok(Watch::of_chain(Arc::clone(&self.guarded), sources))
     }
+}
+
+pub(super) fn follow_host(host: &Host, interface: &Interface, options: &AttachOptions, member: &Member) -> Result<()> {
+    let Some(macs) = &member.instance.own_macs else { return Ok(()) };
+    host.follow(interface.index(), options.own_macs(), macs).map_err(|cause| Error::Interface {
+        interface: interface.name().to_owned(),
+        operation: "read the MAC addresses of this host there",
+        cause,
+    })
 }
 
 fn stages_of(members: &[Member]) -> Vec<Arc<Shared>> {

@@ -110,6 +110,7 @@ impl Pipeline {
         let mut fresh = fresh_chain(shared, self.last.as_ref())?;
         let mut undo = Undo::default();
         for member in &mut fresh {
+            self.follow_host(member)?;
             self.pin_member(member, &mut undo)?;
         }
         self.set_head(&fresh[0])?;

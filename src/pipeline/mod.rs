@@ -156,7 +156,10 @@ impl Pipeline {
     /// # Errors
     /// [`Error::TestRun`].
     pub fn run(&self, request: &TestRun<'_>) -> Result<Verdict> {
-        request.run(&self.members[0].instance.program)
+        match self.attached {
+            Some(_) => request.run_as_it_is(&self.members[0].instance.program),
+            None => request.run(self.members.iter().map(|member| &member.instance)),
+        }
     }
 
     /// The first program, for test runs by other means. Changes with edits at the front.
@@ -249,11 +252,16 @@ impl Pipeline {
     /// A new member that already names its successor, the program now at `next`, and is pinned.
     fn prepare(&self, core: &StageCore, next: usize, undo: &mut Undo) -> Result<Member> {
         let mut member = Member::new(&core.shared)?;
+        self.follow_host(&member)?;
         if let Some(next) = self.program_at(next) {
             member.point_to(Some(next))?;
         }
         self.pin_member(&mut member, undo)?;
         Ok(member)
+    }
+
+    fn follow_host(&self, member: &Member) -> Result<()> {
+        self.attached.as_ref().map_or(Ok(()), |attached| attached.follow_host(member))
     }
 
     fn pin_member(&self, member: &mut Member, undo: &mut Undo) -> Result<()> {

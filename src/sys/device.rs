@@ -17,6 +17,8 @@ pub(crate) struct Device {
     /// `ARPHRD_*`: what its frames begin with.
     pub(crate) link_type: u16,
     pub(crate) name: String,
+    /// `None` for a device without one.
+    pub(crate) mac: Option<[u8; 6]>,
     /// `veth`, `bond`, `wireguard`, ...; empty for hardware.
     pub(crate) kind: String,
     pub(crate) mtu: u32,
@@ -123,6 +125,7 @@ fn parse(answer: &[u8]) -> Option<Device> {
     for (kind, value) in netlink::attributes(answer.get(MESSAGE..)?) {
         match kind {
             libc::IFLA_IFNAME => device.name = text(value),
+            libc::IFLA_ADDRESS => device.mac = value.try_into().ok(),
             libc::IFLA_MTU => device.mtu = netlink::u32_of(value)?,
             libc::IFLA_NUM_TX_QUEUES => device.transmit_queues = netlink::u32_of(value)?,
             libc::IFLA_MASTER => master = netlink::u32_of(value),

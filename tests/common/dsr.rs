@@ -103,6 +103,12 @@ impl Balancer<'_> {
 
     /// The same by another interface.
     pub(crate) fn run_by(&self, interface: &Interface, frame: &[u8]) -> Outcome {
+        let mut frame = frame.to_vec();
+        if frame[..6] == self.host.mac {
+            // What is for the host comes to the address that it has there.
+            frame[..6].copy_from_slice(&interface.mac().unwrap());
+        }
+        let frame = &frame[..];
         let before = self.balancer.stats().unwrap();
         let request = TestRun::new(frame).ingress(interface, 0);
         let verdict = self.host.ns.run(|| self.balancer.run(&request)).unwrap();

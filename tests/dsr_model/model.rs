@@ -150,6 +150,16 @@ impl Model {
         if port == 0 { None } else { of(Some(port)).or_else(|| of(None)) }
     }
 
+    /// Of a frame to another host.
+    pub(crate) fn judge_of_others(&self, vip: IpAddr, what: What) -> Verdict {
+        let reason = match (self.services.iter().any(|service| service.address.address == vip), what) {
+            (true, _) => Reason::NotForUs,
+            (false, What::Malformed(reason)) => reason,
+            (false, _) => Reason::NotForVip,
+        };
+        Verdict { action: Action::Pass, reason, to: None, hash: None }
+    }
+
     pub(crate) fn judge(&mut self, source: IpAddr, vip: IpAddr, identification: u32, what: What) -> Verdict {
         let no = |action, reason| Verdict { action, reason, to: None, hash: None };
         if !self.services.iter().any(|service| service.address.address == vip) {

@@ -98,7 +98,10 @@ impl<'h> World<'h> {
     pub(crate) fn compare(&mut self, generated: &[Generated], seed: &str) {
         let frames: Vec<_> = generated.iter().map(|g| g.frame.clone()).collect();
         for (number, (g, (action, out))) in generated.iter().zip(self.b.run_all(&frames)).enumerate() {
-            let mut verdict = self.model.judge(g.source, g.destination, g.identification, g.what);
+            let mut verdict = match g.frame[..6] == self.b.host.mac {
+                true => self.model.judge(g.source, g.destination, g.identification, g.what),
+                false => self.model.judge_of_others(g.destination, g.what),
+            };
             let wanted = expected(self.b.host, &self.model, g, &mut verdict);
             *self.reasons.entry((verdict.reason, verdict.action)).or_default() += 1;
             let about = || format!("{seed}, frame {number}: {:?}\n{verdict:?}\n{:02x?}", g.what, g.frame);

@@ -33,6 +33,7 @@ pub(crate) fn mutated(random: &mut Rng, host: &Host, flows: &[(SocketAddr, Socke
     let mut frame = generate::small_of(random, flows);
     frame[..6].copy_from_slice(&host.mac);
     frame[6..12].copy_from_slice(&mac(GATEWAY));
+    super::fragments::astray(random, &mut frame);
     make_common(random, &mut frame, window);
     let oracle = oracle::read(&frame);
     let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);

@@ -39,3 +39,10 @@ pub(crate) fn make_common(random: &mut Rng, frame: &mut [u8], window: u32) {
     let bytes = number.to_be_bytes();
     frame[at.clone()].copy_from_slice(&bytes[4 - at.len()..]);
 }
+
+/// Has a few frames go to another host.
+pub(crate) fn astray(random: &mut Rng, frame: &mut [u8]) {
+    if random.u8(..32) == 0 {
+        frame[random.usize(..6)] ^= 1 << random.u8(..8);
+    }
+}

@@ -158,6 +158,7 @@ impl World {
         };
         frame[..6].copy_from_slice(&macs_to);
         frame[6..12].copy_from_slice(&macs_from);
+        super::fragments::astray(random, &mut frame);
         from_a_neighbour(&mut frame, ends.0.ip());
         near(random, &mut frame, side);
         make_common(random, &mut frame, self.window);
@@ -179,6 +180,10 @@ impl World {
         let for_vip = self.services.iter().any(|(service, _)| service.address == destination);
         if !for_vip && self.mode == NatMode::Full {
             return left_alone(Reason::NotForVip);
+        }
+        let own = if side == Side::Clients { self.bench.macs_of_clients().1 } else { self.bench.macs_of_backends().1 };
+        if frame[..6] != own {
+            return left_alone(Reason::NotForUs);
         }
         let ours = |reason| if for_vip { reason } else { Reason::NotForVip };
         let datagram = (source, destination, protocol, identification(frame, &oracle));

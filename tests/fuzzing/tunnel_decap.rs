@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
-use xdpkit::{Action, Fragment, Network, Reason, TunnelDecap, TunnelDecapConfig, ipnet::IpNet};
+use xdpkit::{Action, Fragment, Network, Reason, TestRun, TunnelDecap, TunnelDecapConfig, ipnet::IpNet};
 use xdpkit_lab::frame::Frame;
 
 use super::tally::Verdict;
@@ -74,6 +74,7 @@ pub(crate) fn frame(random: &mut Rng) -> Vec<u8> {
             frame[at] ^= 1 << random.u8(..8);
         }
     }
+    super::fragments::astray(random, &mut frame);
     if random.u8(..16) == 0 {
         frame.truncate(random.usize(14..=frame.len()));
     }
@@ -93,6 +94,9 @@ pub(crate) fn model(frame: &[u8], oracle: &Oracle<'_>) -> (Verdict, Vec<u8>) {
     };
     if !matches!(protocol, 4 | 41) {
         return left_alone(Reason::NotTunnel);
+    }
+    if frame[..6] != TestRun::OWN_MAC {
+        return left_alone(Reason::NotForUs);
     }
     if fragment != Fragment::No {
         return left_alone(Reason::TunnelFragment);
