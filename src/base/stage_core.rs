@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use bytemuck::Pod;
@@ -56,17 +57,30 @@ pub(crate) struct Shared {
     pub(crate) kind: &'static StageKind,
     pub(crate) maps: Vec<Map>,
     pub(crate) owner: Owner,
+    /// One that nobody uses. To load a program is to verify it, which takes most of the time of a start or of an edit.
+    spare: Mutex<Option<Instance>>,
 }
 
 impl Shared {
     fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Arc<Self> {
-        Arc::new(Self { name: name.to_owned(), kind, maps, owner })
+        Arc::new(Self { name: name.to_owned(), kind, maps, owner, spare: Mutex::default() })
     }
 
-    /// Another instance of the program, on the same tables.
+    /// Another instance of the program, on the same tables, without a successor.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
+        if let Some(spare) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(spare);
+        }
         let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
         Ok(split(loaded).0)
+    }
+
+    /// Takes an instance back that no packet is in and none will come to. One is kept, for the next that is wanted.
+    pub(crate) fn recycle(&self, instance: Instance) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_none() && instance.slot.slot_clear().is_ok() {
+            *spare = Some(instance);
+        }
     }
 }
 
@@ -74,8 +88,10 @@ impl Shared {
 #[derive(Debug)]
 pub struct StageCore {
     pub(crate) shared: Arc<Shared>,
-    /// For test runs.
-    pub(crate) instance: Instance,
+    /// For test runs, from the first one on.
+    own: OnceLock<Instance>,
+    /// The program that was loaded first, wherever it is now.
+    first: OwnedFd,
     recovery: Mutex<Recovery>,
 }
 
@@ -109,11 +125,32 @@ impl StageCore {
             error
         };
         let (instance, maps) = split((kind.load)(&Plan { shared: &[], capacities }).map_err(name_setting)?);
-        Ok(Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance))
+        Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance)
     }
 
-    fn of(shared: Arc<Shared>, instance: Instance) -> Self {
-        Self { shared, instance, recovery: Mutex::default() }
+    fn of(shared: Arc<Shared>, instance: Instance) -> Result<Self> {
+        let unreadable = |cause| Error::Program {
+            program: shared.kind.name.to_owned(),
+            operation: "duplicate its descriptor",
+            cause,
+        };
+        let first = instance.program.as_fd().try_clone_to_owned().map_err(unreadable)?;
+        shared.recycle(instance);
+        Ok(Self { shared, own: OnceLock::new(), first, recovery: Mutex::default() })
+    }
+
+    /// The instance that is attached nowhere and has no successor.
+    pub(crate) fn own(&self) -> Result<&Instance> {
+        if let Some(own) = self.own.get() {
+            return Ok(own);
+        }
+        let own = self.shared.instantiate()?;
+        Ok(self.own.get_or_init(|| own))
+    }
+
+    /// The program of [`Self::own`]; if that cannot be loaded, the one that was loaded first.
+    pub(crate) fn program_fd(&self) -> BorrowedFd<'_> {
+        self.own().map_or(self.first.as_fd(), |own| own.program.as_fd())
     }
 
     /// Takes over the tables that an earlier process pinned, with this build's program. `read` reads them, and finishes or
@@ -151,7 +188,7 @@ impl StageCore {
                 return Err(Error::PinMissing { path: map_path(directory, name, map.name()) });
             }
         }
-        Ok(Self::of(Shared::new(name, kind, used, owner), instance))
+        Self::of(Shared::new(name, kind, used, owner), instance)
     }
 
     pub(crate) fn owner(&self) -> &Owner {

@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd as _, path::Path};
 
-use super::{Attached, Loss, Pipeline, unreadable};
+use super::{Attached, Loss, Member, Pipeline, unreadable};
 #[allow(unused_imports, reason = "for links in the documentation")]
 use crate::Stage;
 use crate::{
@@ -282,6 +282,8 @@ impl Pipeline {
         if let Some(pins) = &attached.pins {
             pins.remove()?;
         }
-        waited
+        waited?;
+        std::mem::take(&mut self.members).into_iter().for_each(Member::recycle);
+        Ok(())
     }
 }
