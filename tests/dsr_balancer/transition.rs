@@ -247,7 +247,7 @@ fn removing_one_of_ten_moves_no_flow_of_the_others() {
     let all: Vec<u8> = (20..30).collect();
     for family6 in [false, true] {
         let s = Service::new(&host, &config().flows(1 << 16), family6, "tcp", "80", &all);
-        let flows = times(3000, 30_000, 300) as u32;
+        let flows = times(1000, 30_000, 300) as u32;
         let before: Vec<u8> = (0..flows).map(|flow| s.send(flow, tcp::ACK)).collect();
         let slots = |s: &Service<'_>| -> Vec<u32> {
             s.b.balancer.backends(s.address).unwrap().iter().map(|entry| entry.slots_leaving).collect()
@@ -304,7 +304,7 @@ fn a_flood_of_syns_ends_no_established_flow() {
         }
     };
     holds("before");
-    let count = times(100_000, 10_000_000, 2_000) as u32;
+    let count = times(40_000, 10_000_000, 2_000) as u32;
     let mut frame = arriving(&host, segment(false, 0, 1).flags(tcp::SYN)).build();
     for start in (0..count).step_by(50_000) {
         let frames: Vec<_> = (start..count.min(start + 50_000))
