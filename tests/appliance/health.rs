@@ -142,8 +142,7 @@ fn a_backend_whose_virtual_address_is_gone_is_out_and_returns() {
     let pin = pins.path().join("appliance");
     let pin = ["--pin", pin.to_str().unwrap()];
     let mut appliance = Running::start(&net.lab.balancer, &place.file(), &pin);
-    appliance.expect("ready");
-    appliance.expect("ready");
+    appliance.expect_both_ready();
     all_up(&mut appliance);
     let backend = &net.lab.backends[FAILING];
     for family in 0..2 {
@@ -168,8 +167,7 @@ fn a_backend_whose_virtual_address_is_gone_is_out_and_returns() {
         if family == 0 {
             appliance.kill();
             appliance = Running::start(&net.lab.balancer, &place.file(), &pin);
-            assert_eq!(appliance.expect("ready")["adopted"], true);
-            appliance.expect("ready");
+            assert_eq!(appliance.expect_both_ready()["adopted"], true);
             assert_eq!(net.fetch(page, 20)[FAILING], 0, "after a restart");
             // What the new process finds out first: all but one are up, and that one is down after three probes.
             let mut found = BTreeMap::new();
@@ -199,8 +197,7 @@ fn a_nat_balancers_backend_that_does_not_answer_is_out_and_returns() {
     let place = Place::new("nathealth");
     place.write(&net.file());
     let mut appliance = Running::start(&net.lab.balancer, &place.file(), &[]);
-    appliance.expect("ready");
-    appliance.expect("ready");
+    appliance.expect_both_ready();
     all_up(&mut appliance);
     let page = SocketAddr::new(net.lab.balancer_addr.v4.into(), 8080);
     let own = SocketAddr::new(net.lab.backend_addrs[FAILING].v4.into(), 9090);
