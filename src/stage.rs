@@ -1,6 +1,6 @@
 //! Stages: what all network functions have in common.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 #[allow(unused_imports, reason = "for links in the documentation")]
 use crate::Error;
@@ -50,7 +50,7 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     /// # Errors
     /// [`Error::TestRun`].
     fn run(&self, request: &TestRun<'_>) -> Result<Verdict> {
-        request.run(std::iter::once(&self.core().instance))
+        request.run(std::iter::once(self.core().own()?))
     }
 
     /// Says that this process goes on for good with the tables that it has adopted. From then on, whichever process had them
@@ -87,9 +87,10 @@ pub trait Stage: sealed::Sealed + Send + Sync {
     }
 
     /// A program instance that is attached nowhere and has no successor: for test runs by other means, and
-    /// for use in program arrays of the caller's own.
+    /// for use in program arrays of the caller's own. It is always the same. The first call may have to load it; should
+    /// that fail, it is the one that was attached first.
     fn program_fd(&self) -> BorrowedFd<'_> {
-        self.core().instance.program.as_fd()
+        self.core().program_fd()
     }
 }
 

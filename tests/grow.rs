@@ -1,14 +1,11 @@
 //! Tables that grow when another process, or another value, adopts them: nothing in them is lost, no packet meets half of it.
 
-mod common;
-
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use common::judge;
 use ipnet::IpNet;
 use xdpkit::{
     Action, AttachOptions, Decision, DsrBalancer, DsrConfig, DsrFlow, DsrService, Engine, Error, Firewall,
@@ -79,6 +76,15 @@ impl Place {
 
 fn addresses(link: u8, last: u8) -> [IpAddr; 2] {
     [[10, 0, link, last].into(), [0xfd00, 0, 0, link.into(), 0, 0, 0, last.into()].into()]
+}
+
+/// What becomes of a frame, and why, as the counters tell; the kernel's own packets come in meanwhile.
+fn judge(stage: &dyn Stage, frame: &[u8]) -> (Action, Reason) {
+    let before = stage.stats().unwrap();
+    let action = stage.test_run(frame).unwrap().action;
+    let counted = stage.stats().unwrap().since(&before);
+    let line = counted.reasons.iter().find(|line| line.action == action && line.count.bytes >= frame.len() as u64);
+    (action, line.expect("it is counted").reason)
 }
 
 fn aside(pins: &Path, stage: &str) -> bool {

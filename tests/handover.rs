@@ -20,7 +20,7 @@ fn hand_over(function: Function, test: &str) {
     let mut owner = start(0, Job::Own);
     owner.expect("ready");
     let traffic = scene.traffic();
-    for round in 1..=common::times(4, 200, 2) {
+    for round in 1..=common::times(2, 200, 2) {
         let mut successor = start(round, Job::Own);
         successor.expect("ready");
         owner.expect("superseded");

@@ -23,7 +23,7 @@ fn kill_in_edits(function: Function, test: &str) {
     let mut random = Rng::with_seed(11);
     let probes = common::times(200, 1000, 50).to_string();
     let mut traffic = None;
-    let (mut dropped, rounds) = (Vec::new(), common::times(4, 200, 2));
+    let (mut dropped, rounds) = (Vec::new(), common::times(2, 200, 2));
     for round in 0..=rounds {
         scene.place.more.set(round as u32 / 2 * 16);
         let mut owner = Process::start(&scene.ns, test, function, Job::Own, &scene.place, round as u64);
@@ -86,7 +86,7 @@ fn kill_in_growth(function: Function, test: &str) {
     let mut owner = start(0);
     owner.expect("ready");
     let traffic = scene.traffic();
-    for round in 1..=common::times(3, 100, 1) {
+    for round in 1..=common::times(2, 100, 1) {
         let mut upgrade = start(round);
         upgrade.expect("adopted");
         thread::sleep(Duration::from_micros(random.u64(..60_000)));
@@ -137,7 +137,7 @@ fn die_before_ready(function: Function, test: &str) {
     let mut owner = start(1, Job::Own);
     owner.expect("ready");
     let traffic = scene.traffic();
-    for round in 0..common::times(3, 20, 1) as u64 {
+    for round in 0..common::times(2, 20, 1) as u64 {
         scene.place.more.set(round as u32 * 16);
         let mut upgrade = start(2 + round, Job::Adopt);
         // It has changed something in between, and changes more until it dies.
@@ -309,12 +309,12 @@ fn reload_and_upgrade(function: Function, test: &str, rounds: usize) {
 
 #[test]
 fn a_long_list_in_tries_is_reloaded_while_new_processes_take_over() {
-    reload_and_upgrade(Function::LongTrie, "a_long_list_in_tries_is_reloaded_while_new_processes_take_over", 3);
+    reload_and_upgrade(Function::LongTrie, "a_long_list_in_tries_is_reloaded_while_new_processes_take_over", 2);
 }
 
 #[test]
 fn a_long_compiled_list_is_reloaded_while_new_processes_take_over() {
-    reload_and_upgrade(Function::LongCompiled, "a_long_compiled_list_is_reloaded_while_new_processes_take_over", 4);
+    reload_and_upgrade(Function::LongCompiled, "a_long_compiled_list_is_reloaded_while_new_processes_take_over", 2);
 }
 
 /// What the kernel says of a lock is what the tests above go by.

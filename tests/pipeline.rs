@@ -180,7 +180,7 @@ fn chains_are_edited_under_traffic_without_loss_or_bypass() {
         random ^= random << 17;
         (random % below as u64) as usize
     };
-    let edits = times(100, 1000, 12);
+    let edits = times(60, 1000, 12);
     for edit in 0..edits {
         let inside = |extra: &&PacketMonitor| chain.stages().contains(&extra.name());
         let (inside, outside): (Vec<_>, Vec<_>) = extras.iter().partition(inside);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What packets make of a connection's state. Modelled by tests/nat_model/. */
+/* What packets make of a connection's state. Modelled by tests/models/nat_model/. */
 #ifndef XDPKIT_NAT_STATE_H
 #define XDPKIT_NAT_STATE_H
 

@@ -53,6 +53,13 @@ impl OwnMacs {
         }
     }
 
+    /// As it was before it was attached, or ran anything.
+    pub(crate) fn reset(&self) {
+        let mut now = self.test.write().unwrap_or_else(PoisonError::into_inner);
+        self.set(&[TEST_MAC]);
+        *now = TEST_MAC;
+    }
+
     /// Runs something, by which frames to this one are for this host. For instances that no interface runs.
     pub(crate) fn while_it_is<T>(&self, mac: [u8; 6], run: impl FnOnce() -> T) -> T {
         loop {

@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use bytemuck::Pod;
@@ -76,21 +77,40 @@ pub(crate) struct Shared {
     pub(crate) owner: Owner,
     /// Until the tables are in the place of smaller ones.
     grown: Mutex<Option<Grown>>,
+    /// One that nobody uses. To load a program is to verify it, which takes most of the time of a start or of an edit.
+    spare: Mutex<Option<Instance>>,
 }
 
 impl Shared {
     fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Self {
-        Self { name: name.to_owned(), kind, maps, owner, grown: Mutex::default() }
+        Self { name: name.to_owned(), kind, maps, owner, grown: Mutex::default(), spare: Mutex::default() }
     }
 
     pub(crate) fn grown(&self) -> MutexGuard<'_, Option<Grown>> {
         self.grown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Another instance of the program, on the same tables.
+    /// Another instance of the program, on the same tables, without a successor.
     pub(crate) fn instantiate(&self) -> Result<Instance> {
+        if let Some(spare) = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(spare);
+        }
         let loaded = (self.kind.load)(&Plan { shared: &self.maps, capacities: &[] })?;
         Ok(split(loaded)?.0)
+    }
+
+    /// Takes an instance back that no packet is in and none will come to. One is kept, for the next that is wanted.
+    pub(crate) fn recycle(&self, mut instance: Instance) {
+        if let Some(macs) = instance.own_macs.take() {
+            // Whoever follows its addresses finds it gone.
+            let Ok(macs) = Arc::try_unwrap(macs) else { return };
+            macs.reset();
+            instance.own_macs = Some(Arc::new(macs));
+        }
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_none() && instance.slot.slot_clear().is_ok() {
+            *spare = Some(instance);
+        }
     }
 }
 
@@ -98,8 +118,10 @@ impl Shared {
 #[derive(Debug)]
 pub struct StageCore {
     pub(crate) shared: Arc<Shared>,
-    /// For test runs.
-    pub(crate) instance: Instance,
+    /// For test runs, from the first one on.
+    own: OnceLock<Instance>,
+    /// The program that was loaded first, wherever it is now.
+    first: OwnedFd,
     recovery: Mutex<Recovery>,
 }
 
@@ -127,11 +149,32 @@ impl StageCore {
         check_name(name)?;
         let loaded = (kind.load)(&Plan { shared: &[], capacities }).map_err(|error| kind.name_setting(error))?;
         let (instance, maps) = split(loaded)?;
-        Ok(Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance))
+        Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance)
     }
 
-    fn of(shared: Shared, instance: Instance) -> Self {
-        Self { shared: Arc::new(shared), instance, recovery: Mutex::default() }
+    fn of(shared: Shared, instance: Instance) -> Result<Self> {
+        let unreadable = |cause| Error::Program {
+            program: shared.kind.name.to_owned(),
+            operation: "duplicate its descriptor",
+            cause,
+        };
+        let first = instance.program.as_fd().try_clone_to_owned().map_err(unreadable)?;
+        shared.recycle(instance);
+        Ok(Self { shared: Arc::new(shared), own: OnceLock::new(), first, recovery: Mutex::default() })
+    }
+
+    /// The instance that is attached nowhere and has no successor.
+    pub(crate) fn own(&self) -> Result<&Instance> {
+        if let Some(own) = self.own.get() {
+            return Ok(own);
+        }
+        let own = self.shared.instantiate()?;
+        Ok(self.own.get_or_init(|| own))
+    }
+
+    /// The program of [`Self::own`]; if that cannot be loaded, the one that was loaded first.
+    pub(crate) fn program_fd(&self) -> BorrowedFd<'_> {
+        self.own().map_or(self.first.as_fd(), |own| own.program.as_fd())
     }
 
     /// Takes over the tables that an earlier process pinned, with this build's program; larger ones, with the same in them,
@@ -186,7 +229,7 @@ impl StageCore {
         if !old.is_empty() {
             *shared.grown() = Some(Grown { directory: directory.to_owned(), old, settles: Vec::new() });
         }
-        Ok(Self::of(shared, instance))
+        Self::of(shared, instance)
     }
 
     /// Fills tables that are larger than those that are pinned.

@@ -17,7 +17,7 @@ use std::{
 use links::{LinkTable, Requests};
 
 use crate::{
-    base::{OwnMacs, TEST_MAC},
+    base::OwnMacs,
     sys::{
         links::Links,
         wake::{Sources, Tick},
@@ -89,7 +89,7 @@ impl Host {
     pub(crate) fn forget(&self, macs: &Arc<OwnMacs>) {
         let forgotten = Arc::downgrade(macs);
         lock(&self.followers).retain(|follower| !follower.macs.ptr_eq(&forgotten));
-        macs.set(&[TEST_MAC]);
+        macs.reset();
     }
 
     fn refresh(&self) -> io::Result<()> {

@@ -139,7 +139,7 @@ fn stray_words_of(table: &Table<Memory>, root: u32, random: &mut Rng) -> u32 {
 
 fn any_word_may_be_anything<P: Family>() {
     let mut random = Rng::with_seed(6);
-    for round in 0..times(30, 5_000, 3) {
+    for round in 0..times(12, 5_000, 3) {
         let spread = if random.bool() { Spread::Dense } else { Spread::Sparse };
         let mut model = Model::new();
         let prefixes: Vec<P> = (0..random.usize(1..60)).map(|_| random_prefix(&mut random, spread)).collect();
@@ -182,7 +182,7 @@ fn no_word_of_a_table_makes_an_edit_panic() {
 /// What the tables of an upgraded process look like: two writers, each with its own view of what is free.
 fn two_writers<P: Family>() {
     let mut random = Rng::with_seed(7);
-    for round in 0..times(12, 300, 1) {
+    for round in 0..times(6, 300, 1) {
         let shared = memory(2 * ROOT_LINES + 2000);
         let mut first = Table::new(shared);
         let root = first.build::<P>(&[]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{os::fd::AsFd as _, path::Path, sync::Arc};
 
-use super::{Attached, Loss, Pipeline, attached::follow_host, unreadable};
+use super::{Attached, Loss, Member, Pipeline, attached::follow_host, unreadable};
 #[allow(unused_imports, reason = "for links in the documentation")]
 use crate::Stage;
 use crate::{
@@ -311,6 +311,8 @@ impl Pipeline {
         if let Some(pins) = &attached.pins {
             pins.remove()?;
         }
-        waited
+        waited?;
+        std::mem::take(&mut self.members).into_iter().for_each(Member::recycle);
+        Ok(())
     }
 }

@@ -216,14 +216,18 @@ impl Guarded {
             let what = "what was watched has been dropped, detached or attached again: watch it anew".into();
             return Err(Error::Pipeline { what });
         };
-        let (info, loss) = self.look(now)?;
+        let (mut info, mut loss) = self.look(now)?;
+        while loss.is_none() && !self.is_in_place(&info)? {
+            // What was no more in its place may have gone or changed since that look: an adopter that is about to be ready puts
+            // its program into the link.
+            let before = (info.interface, info.program);
+            (info, loss) = self.look(now)?;
+            if (info.interface, info.program) == before {
+                loss = loss.or_else(|| Some(Loss::Moved { interface: self.interface.name().to_owned() }));
+            }
+        }
         if loss.is_some() {
             return Ok(loss);
-        }
-        if !self.is_in_place(&info)? {
-            // What was no more in its place may have gone or changed since the first look.
-            let moved = || Loss::Moved { interface: self.interface.name().to_owned() };
-            return Ok(Some(self.look(now)?.1.unwrap_or_else(moved)));
         }
         Ok(self.link_pin.as_ref().filter(|pin| is_gone(pin)).map(|pin| {
             let interface = self.interface.name().to_owned();

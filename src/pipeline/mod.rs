@@ -71,6 +71,11 @@ impl Member {
         Ok(Self { shared: Arc::clone(shared), instance: shared.instantiate()?, pin: None })
     }
 
+    /// Lets go of an instance that no packet is in and none will come to: the value may want another.
+    fn recycle(self) {
+        self.shared.recycle(self.instance);
+    }
+
     fn name(&self) -> &str {
         &self.shared.name
     }
@@ -298,6 +303,7 @@ impl Pipeline {
     fn retire(&mut self, members: Vec<Member>) -> Result<()> {
         self.tell_watches();
         if self.attached.is_none() {
+            members.into_iter().for_each(Member::recycle);
             return Ok(());
         }
         if let Err(error) = self.wait_for_readers() {
@@ -314,6 +320,7 @@ impl Pipeline {
                 }
             }
         }
+        members.into_iter().for_each(Member::recycle);
         Ok(())
     }
 
@@ -404,5 +411,40 @@ mod tests {
         let before = sys::grace::WAITS.get();
         chain.detach().unwrap();
         assert_eq!(sys::grace::WAITS.get() - before, 1);
+    }
+
+    /// Needs root. Loading takes up to a second a program.
+    #[test]
+    fn no_program_is_loaded_that_is_at_hand() {
+        use xdpkit_lab::{frame::Frame, topology::Pair};
+
+        use crate::{MonitorConfig, PacketMonitor};
+        let loads = |work: &mut dyn FnMut()| {
+            let before = sys::object::LOADS.get();
+            work();
+            sys::object::LOADS.get() - before
+        };
+        let stage = |name: &str| PacketMonitor::load(&MonitorConfig::default().name(name)).expect("needs root");
+        let pair = Pair::new().unwrap();
+        let (a, b) = (stage("a"), stage("b"));
+        let mut chain = None;
+        assert_eq!(loads(&mut || chain = Some(Pipeline::new(&[&a, &b]).unwrap())), 0, "as they were loaded");
+        let mut chain = chain.unwrap();
+        pair.server.run(|| chain.attach(&AttachOptions::new("eth0"))).unwrap();
+        assert_eq!(loads(&mut || chain.reorder(&["b", "a"]).unwrap()), 2, "the old chain runs until then");
+        assert_eq!(loads(&mut || chain.reorder(&["a", "b"]).unwrap()), 0, "from the chain before");
+        let frame = Frame::udp("10.0.0.2:1".parse().unwrap(), "10.0.0.1:2".parse().unwrap()).build();
+        // What one was let go of is taken for test runs: it has no successor any more.
+        assert_eq!(loads(&mut || drop(a.test_run(&frame).unwrap())), 0);
+        assert_eq!(loads(&mut || drop(a.test_run(&frame).unwrap())), 0, "the same as before");
+        assert_eq!(
+            (a.protocols().unwrap().udp.packets, b.protocols().unwrap().udp.packets),
+            (2, 0),
+            "it leads nowhere"
+        );
+        assert_eq!(loads(&mut || chain.reorder(&["b", "a"]).unwrap()), 1, "there was one of `b`");
+        chain.detach().unwrap();
+        let mut fresh = None;
+        assert_eq!(loads(&mut || fresh = Some(Pipeline::new(&[&a, &b]).unwrap())), 0);
     }
 }

@@ -43,6 +43,8 @@ where
     B::Output: OpenSkel<'o>,
     <B::Output as OpenSkel<'o>>::Output: Skel<'o>,
 {
+    #[cfg(test)]
+    LOADS.with(|loads| loads.set(loads.get() + 1));
     let failed = |cause, said: &str| Failure { program, cause, said, log: &[], sizes: &[] }.explain();
     let fail = |error: &libbpf_rs::Error| failed(io_error(error), "");
     let (opened, said) = print::capture(|| builder.open(storage));
@@ -87,6 +89,12 @@ where
     let handle = object.progs().next().expect("every skeleton has a program");
     let fd = handle.as_fd().try_clone_to_owned().map_err(|error| failed(error, ""))?;
     Ok(Loaded { program: Program::from_fd(fd)?, maps })
+}
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has loaded a program.
+    pub(crate) static LOADS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 fn same_shape(program: &str, ours: &libbpf_rs::OpenMapMut<'_>, shared: &Map) -> Result<()> {

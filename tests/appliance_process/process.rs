@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every test uses everything")]
 
 use std::{
+    collections::VecDeque,
     fs,
     io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
@@ -71,6 +72,8 @@ pub(crate) fn scrape(place: &Namespace, address: &str) -> String {
 pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    /// What was said before it was waited for.
+    early: VecDeque<Value>,
 }
 
 impl Running {
@@ -79,15 +82,33 @@ impl Running {
         command.arg("--config").arg(file).arg("--json").args(more).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
+        Self { child, lines, early: VecDeque::new() }
     }
 
     /// The next event, which must be of this kind.
     pub(crate) fn expect(&mut self, event: &str) -> Value {
-        let line = self.lines.next().expect("it goes on").unwrap();
-        let object: Value = serde_json::from_str(&line).unwrap();
+        let object = self.early.pop_front().unwrap_or_else(|| self.said());
         assert_eq!(object["event"], event, "{object}");
         object
+    }
+
+    fn said(&mut self) -> Value {
+        let line = self.lines.next().expect("it goes on").unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// Waits until the second of two interfaces is ready, and answers what was said of the first. Checks of health begin with
+    /// that one: what is found out meanwhile is still to be expected afterwards.
+    pub(crate) fn expect_both_ready(&mut self) -> Value {
+        let first = self.expect("ready");
+        loop {
+            let object = self.said();
+            match object["event"].as_str() {
+                Some("ready") => return first,
+                Some("health") => self.early.push_back(object),
+                _ => panic!("{object}"),
+            }
+        }
     }
 
     /// Everything up to the next event of this kind, which comes last.

@@ -5,10 +5,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use xdpkit::{
-    Action, AttachOptions, Attachment, DsrBalancer, DsrConfig, DsrService, Interface, Reason, ServiceAddr, Stage as _,
-    TestRun,
-};
+use xdpkit::{Action, DsrBalancer, DsrConfig, DsrService, Interface, Reason, ServiceAddr, Stage as _, TestRun};
 use xdpkit_lab::{Namespace, frame::Frame, frame::checksum, veth};
 
 use super::bytes::set_hops;
@@ -64,16 +61,15 @@ impl Host {
         Self { ns, _peer: peer, mac }
     }
 
-    /// A balancer attached to eth0.
+    /// A balancer for packets that come in by eth0.
     pub(crate) fn balancer(&self, config: &DsrConfig) -> Balancer<'_> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("dsr{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let config = config.clone().name(name);
         self.ns.run(|| {
             let balancer = DsrBalancer::load(&config).unwrap();
-            let attachment = balancer.attach(&AttachOptions::new("eth0")).unwrap();
             let eth0 = Interface::by_name("eth0").unwrap();
-            Balancer { host: self, balancer, eth0, _attachment: attachment }
+            Balancer { host: self, balancer, eth0 }
         })
     }
 }
@@ -82,7 +78,6 @@ pub(crate) struct Balancer<'h> {
     pub(crate) host: &'h Host,
     pub(crate) balancer: DsrBalancer,
     eth0: Interface,
-    _attachment: Attachment,
 }
 
 /// What became of a frame.
