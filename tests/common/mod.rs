@@ -81,6 +81,8 @@ pub(crate) fn is_emulated() -> bool {
 /// Runs one frame and answers what became of it and why, as the counters tell: exactly one line must have moved,
 /// by one packet and all its bytes.
 pub(crate) fn judge(stage: &dyn Stage, frame: &[u8]) -> (Action, Reason) {
+    // Loaded by now, or packets of the host's own come in while it is.
+    stage.program_fd();
     let before = stage.stats().unwrap();
     let verdict = stage.test_run(frame).unwrap();
     let counted = stage.stats().unwrap().since(&before);

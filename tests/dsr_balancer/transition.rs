@@ -1,6 +1,6 @@
 //! What happens to flows when the list of backends changes. Traps L15, L16, L17, and floods of SYNs meanwhile.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::common::{
     dsr::{Balancer, Host, arriving, client, neighbour4, neighbour6, segment, service_text, vip},
@@ -18,7 +18,7 @@ fn config() -> DsrConfig {
 
 /// A service whose backends are neighbours, told by number.
 struct Service<'h> {
-    b: Balancer<'h>,
+    b: Arc<Balancer<'h>>,
     family6: bool,
     address: ServiceAddr,
     protocol: ServiceProtocol,
@@ -26,7 +26,11 @@ struct Service<'h> {
 
 impl<'h> Service<'h> {
     fn new(host: &'h Host, config: &DsrConfig, family6: bool, protocol: &str, port: &str, backends: &[u8]) -> Self {
-        let b = host.balancer(config);
+        Self::of(&Arc::new(host.balancer(config)), family6, protocol, port, backends)
+    }
+
+    fn of(b: &Arc<Balancer<'h>>, family6: bool, protocol: &str, port: &str, backends: &[u8]) -> Self {
+        let b = Arc::clone(b);
         let list: Vec<_> = backends.iter().map(|number| ip(family6, *number)).collect();
         let address = b.service(&service_text(protocol, family6, port), DsrService::l2(), &list);
         Self { b, family6, address, protocol: address.protocol }
@@ -87,8 +91,11 @@ fn ip(family6: bool, number: u8) -> std::net::IpAddr {
 
 /// Both families, one port and any: exact keys and records beside.
 fn each(host: &Host, config: &DsrConfig, backends: &[u8], test: impl Fn(&Service<'_>)) {
-    for (family6, port) in [(false, "80"), (false, "*"), (true, "80"), (true, "*")] {
-        test(&Service::new(host, config, family6, "tcp", port, backends));
+    for port in ["80", "*"] {
+        let b = Arc::new(host.balancer(config));
+        for family6 in [false, true] {
+            test(&Service::of(&b, family6, "tcp", port, backends));
+        }
     }
 }
 
