@@ -22,6 +22,7 @@ use std::{
 
 use common::{Flags, Output, Session, Usage, lab};
 use serde_json::{Value, json};
+use xdpkit::preflight::BalancerKind;
 use xdpkit::{NatBalancer, NatConfig, NatEvent, NatEventKind, NatMode, NatService, Scheduler, ServiceAddr};
 
 const ABOUT: &str = "Balances connections to virtual addresses over backends, translating addresses and ports.";
@@ -83,6 +84,10 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         let weighed = |backends: Vec<SocketAddr>| backends.into_iter().map(|backend| (backend, 1)).collect();
         services.extend(lab.services().into_iter().map(|(service, backends)| (service, weighed(backends))));
     }
+    let addresses = (
+        services.iter().map(|(service, _)| service.address).collect(),
+        services.iter().flat_map(|(_, backends)| backends).map(|(backend, _)| backend.ip()).collect(),
+    );
     for (service, backends) in services {
         let with = NatService::default().mode(mode).scheduler(scheduler);
         let with = backends.into_iter().fold(with, |with, (backend, weight)| with.backend(backend, weight));
@@ -90,6 +95,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut events = balancer.events()?;
     let place = lab.as_ref().map(|lab| &lab.nat.balancer);
+    let own: Vec<&str> = flags.interfaces.iter().map(String::as_str).collect();
+    let names = if place.is_some() { &lab::Balanced::INTERFACES[..] } else { &own };
+    common::warn_of_balancer(Output { json: flags.json }, place, BalancerKind::Nat, names, addresses)?;
     let session = Session::start_on(&flags, &balancer, place, &lab::Balanced::INTERFACES)?;
     let scenario = lab.map(|lab| lab.play(own_services, session.stop(), Output { json: flags.json }));
     let mut collected = Instant::now();

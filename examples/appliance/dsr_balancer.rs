@@ -124,6 +124,13 @@ impl DsrPlan {
         ])
     }
 
+    /// The virtual addresses, and the backends that packets are forwarded to so.
+    pub(crate) fn addresses(&self, forwarding: Forwarding) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let services = || self.services.iter().filter(|(_, plan)| plan.service.forwarding == forwarding);
+        let backends = services().flat_map(|(_, plan)| plan.backends.keys().copied());
+        (services().map(|(service, _)| service.address).collect(), backends.collect())
+    }
+
     /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A
     /// backend that is taken out and put back is another one, so who undid that would end connections.
     pub(crate) fn add(&self, name: &str, balancer: &DsrBalancer, still: &Still<'_>) -> xdpkit::Result<()> {

@@ -14,6 +14,7 @@ mod dsr_balancer;
 mod firewall;
 mod health;
 mod interfaces;
+mod lacking;
 mod metrics;
 mod nat_balancer;
 mod notify;
@@ -103,6 +104,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             Err(error) => return Err(cannot_listen(address, error).into()),
         }
     }
+    lacking::tell(output, &plan)?;
     let appliance = Arc::new(Mutex::new(Appliance::start(plan, pin, output)?));
     lock(&appliance).ready()?;
     if let (Some(address), None) = (listen, &listener) {

@@ -1,6 +1,11 @@
 //! The appliance's NAT balancers: their table in the file, and what is done with it.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use xdpkit::{NatBackend, NatBalancer, NatConfig, NatMode, NatService, Scheduler, ServiceAddr};
@@ -96,6 +101,15 @@ impl NatPlan {
             (a.ports != b.ports, Fixed { key: "ports", grows: false }),
             (a.ring_bytes != b.ring_bytes, Fixed { key: "ring_bytes", grows: false }),
         ])
+    }
+
+    /// The virtual addresses, and the backends.
+    pub(crate) fn addresses(&self) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let backends = self.services.values().flat_map(|plan| &plan.service.backends);
+        (
+            self.services.keys().map(|service| service.address).collect(),
+            backends.map(|(backend, _)| backend.ip()).collect(),
+        )
     }
 
     /// Does what can be refused, before anything is taken away: adds services, and backends, for now without weight. A

@@ -11,7 +11,7 @@ use std::{
 use serde_json::json;
 use xdpkit::{
     AttachOptions, Attachment, DsrBalancer, DsrConfig, DsrService, Forwarding, ServiceAddr, Stage as _, TunnelDecap,
-    TunnelDecapConfig,
+    TunnelDecapConfig, preflight::BalancerKind,
 };
 use xdpkit_lab::{
     Namespace,
@@ -97,7 +97,15 @@ pub(crate) fn run(about: &str, own_flags: &str, forwarding: Forwarding) -> Resul
             );
         }
     }
-    let session = Session::start(&flags, &balancer, lab.as_ref().map(|lab| &lab.balancer))?;
+    let (place, own) = (lab.as_ref().map(|lab| &lab.balancer), flags.interfaces.iter().map(String::as_str));
+    let names: Vec<&str> = if place.is_some() { vec!["eth0"] } else { own.collect() };
+    let kind = if forwarding == Forwarding::L2 { BalancerKind::DsrL2 } else { BalancerKind::DsrIpip };
+    let addresses = (
+        services.iter().map(|(service, _)| service.address).collect(),
+        services.iter().flat_map(|(_, backends)| backends).map(|(backend, _)| *backend).collect(),
+    );
+    super::warn_of_balancer(output, place, kind, &names, addresses)?;
+    let session = Session::start(&flags, &balancer, place)?;
     let scenario = lab.map(|lab| lab.play(session.stop(), output));
     let mut ticks = 0_u32;
     let tick = |_| {

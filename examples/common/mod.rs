@@ -7,6 +7,7 @@ pub(crate) mod lab;
 use std::{
     error::Error,
     fmt,
+    net::IpAddr,
     process::ExitCode,
     sync::{
         Arc,
@@ -17,7 +18,10 @@ use std::{
 
 use lexopt::{Arg, ValueExt as _};
 use serde_json::{Value, json};
-use xdpkit::{AttachOptions, Attachment, Loss, Stage, Stats, Watch, XdpMode};
+use xdpkit::{
+    AttachOptions, Attachment, Interface, Loss, Stage, Stats, Watch, XdpMode,
+    preflight::{self, BalancerKind, BalancerSetup, Finding, FindingKind, Severity},
+};
 use xdpkit_lab::Namespace;
 
 type Failure = Box<dyn Error>;
@@ -188,6 +192,56 @@ impl Output {
     }
 }
 
+/// Says what the host lacks, as far as packets suffer from it.
+pub(crate) fn warn(output: Output, findings: impl IntoIterator<Item = Finding>) {
+    for finding in findings.into_iter().filter(|finding| finding.severity > Severity::Advice) {
+        let line = json!({
+            "event": "warning",
+            "finding": finding.kind.name(),
+            "severity": finding.severity.name(),
+            "object": finding.object,
+            "text": finding.text,
+            "remedy": finding.remedy,
+        });
+        output.line(&line, || finding.to_string());
+    }
+}
+
+/// Says what the host lacks for a balancer on these interfaces, where they are.
+pub(crate) fn warn_of_balancer(
+    output: Output,
+    place: Option<&Namespace>,
+    kind: BalancerKind,
+    names: &[&str],
+    (vips, backends): (Vec<IpAddr>, Vec<IpAddr>),
+) -> xdpkit::Result<()> {
+    let check = || {
+        let interfaces = names.iter().filter_map(|name| Interface::by_name(name).ok());
+        let setup = BalancerSetup::new(kind, interfaces).vips(vips.iter().copied());
+        preflight::balancer(&setup.backends(backends.iter().copied()))
+    };
+    let findings = match place {
+        Some(namespace) => namespace.run(check)?,
+        None => check()?,
+    };
+    warn(output, findings);
+    Ok(())
+}
+
+/// What this process and interfaces of this namespace lack for programs in this mode. Of an interface that is not there,
+/// attaching tells.
+pub(crate) fn lacking<'n>(names: impl Iterator<Item = &'n str>, mode: XdpMode) -> Vec<Finding> {
+    let mut findings = preflight::host();
+    for interface in names.filter_map(|name| Interface::by_name(name).ok()) {
+        findings.extend(preflight::interface(&interface).unwrap_or_default());
+    }
+    findings.retain(|finding| match finding.kind {
+        FindingKind::NoNativeMode | FindingKind::LargeReceiveOffload => mode == XdpMode::Native,
+        _ => true,
+    });
+    findings
+}
+
 /// Prints a line. Nobody reads any more (`| head`): that is no failure, but the end.
 pub(crate) fn say(text: std::fmt::Arguments<'_>) {
     use std::io::Write as _;
@@ -223,13 +277,16 @@ impl<'a> Session<'a> {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
+        let output = Output { json: flags.json };
+        if place.is_none() {
+            warn(output, lacking(flags.interfaces.iter().map(String::as_str), flags.mode));
+        }
         let attach = |name: &String| stage.attach(&AttachOptions::new(name).mode(flags.mode));
         let attachments: Vec<Attachment> = match place {
             Some(namespace) => namespace
                 .run(|| interfaces.iter().map(|name| attach(&(*name).into())).collect::<xdpkit::Result<_>>())?,
             None => flags.interfaces.iter().map(attach).collect::<xdpkit::Result<_>>()?,
         };
-        let output = Output { json: flags.json };
         for attachment in &attachments {
             let interface = attachment.interface().name();
             let mode = attachment.mode().map_or_else(String::new, |mode| mode.to_string());

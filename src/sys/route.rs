@@ -13,6 +13,8 @@ pub(crate) struct Route {
     pub(crate) gateway: bool,
     /// The address that this host would send from.
     pub(crate) source: Option<IpAddr>,
+    /// Index of the interface that packets leave by.
+    pub(crate) interface: Option<u32>,
 }
 
 const ROUTE_MESSAGE: usize = 12;
@@ -45,6 +47,7 @@ fn parse(answer: &[u8], ipv4: bool) -> io::Result<Route> {
     for (kind, value) in netlink::attributes(answer.get(ROUTE_MESSAGE..).ok_or_else(short)?) {
         match kind {
             libc::RTA_GATEWAY | libc::RTA_VIA => route.gateway = true,
+            libc::RTA_OIF => route.interface = netlink::u32_of(value),
             libc::RTA_PREFSRC if ipv4 => route.source = <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
             libc::RTA_PREFSRC => route.source = <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
             _ => {}
@@ -61,7 +64,8 @@ mod tests {
     fn loopback_is_local_and_reached_from_itself() {
         let address: IpAddr = "127.0.0.1".parse().unwrap();
         let route = route_to(address).unwrap().expect("every host has one");
-        assert_eq!(route, Route { local: true, gateway: false, source: Some(address) });
+        assert_eq!((route.local, route.gateway, route.source), (true, false, Some(address)));
+        assert!(route.interface.is_some());
         assert!(route_to("::1".parse().unwrap()).unwrap().is_some_and(|route| route.local));
     }
 }

@@ -277,10 +277,12 @@ fn the_pair_of_probes_is_made_anew() {
     let ns = &lab.balancer;
     ns.enable_forwarding().unwrap();
     let make_pair = || {
-        veth_at_once((ns, "h0"), (ns, "h1"));
-        ns.sysctl("net.ipv4.conf.h1.accept_local", "1").unwrap();
+        // Probes go on as soon as there is a `h1`: by then there has to be a route.
+        veth((ns, "h0"), (ns, "unnamed")).unwrap();
+        ns.sysctl("net.ipv4.conf.unnamed.accept_local", "1").unwrap();
         ns.add_onlink_route(format!("{vip4}/32").parse().unwrap(), "h0").unwrap();
-        ns.add_neighbour("h0", std::net::IpAddr::V4(vip4), ns.mac("h1").unwrap()).unwrap();
+        ns.add_neighbour("h0", std::net::IpAddr::V4(vip4), ns.mac("unnamed").unwrap()).unwrap();
+        ns.rename_link("unnamed", "h1").unwrap();
     };
     make_pair();
     place.write(&format!(

@@ -99,8 +99,10 @@ fn r1_r4_two_cpus_admit_what_one_may() {
         // By the coarse clock, the bucket may be full up to a tick later or earlier, each time.
         let coarse = interval * burst as u32 >= 2 * Duration::from_secs_f64(TICK);
         let ticks = if coarse { rate as f64 * TICK * count.overflows as f64 } else { 0.0 };
+        // On a busy machine, a CPU stands still between the two clocks: each gap that nobody asked in is longer for one of them.
+        let gaps = (count.overflows as f64).sqrt();
         let (wanted, off) = (count.admitted as f64, passed as f64 - count.admitted as f64);
-        assert!(off.abs() <= wanted / 100.0 + 1.0 + ticks, "{limit}: {passed} of {offered}, {count:?}");
+        assert!(off.abs() <= wanted / 100.0 + 1.0 + ticks + gaps, "{limit}: {passed} of {offered}, {count:?}");
     }
 }
 
