@@ -117,6 +117,17 @@ enum nat_kind {
 	NAT_ERROR = 2,    /* an ICMP error about such */
 };
 
+/* Whether who wants a connection is not one host. A function of its own for its stack. */
+__attribute__((noinline, weak)) int nat_is_martian(struct nat_wish *wish)
+{
+	struct balancer_settings *b = balancer_settings();
+
+	if (!b || !wish)
+		return true;
+	return wish->flags & NAT_IPV6 ? is_martian6(b, (const struct in6_addr *)wish->client) :
+					is_martian4(b, wish->client[0]);
+}
+
 /*
  * Brings the packet's connection forward, or opens one; answers union nat_opened. `record` is what was found, and `found` whether. Only packets
  * that may say something new get here.
@@ -137,6 +148,12 @@ __attribute__((noinline, weak)) __u64 nat_track(__u32 record, __u32 found, __u32
 			if (job->wish.flags & NAT_TCP &&
 			    (job->segment.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
 				return tracked.packed;
+			if (nat_is_martian(&job->wish)) {
+				tracked.record = 0;
+				tracked.reason = REASON_MARTIAN_SOURCE;
+				nat_count_opened(number, 0, REASON_MARTIAN_SOURCE, job->wish.flags);
+				return tracked.packed;
+			}
 			tracked.packed = nat_open(&job->wish);
 			/* Where there is no room, or who was there had to go: the dead make room, for this one or the next. */
 			if ((tracked.reason == REASON_CONNECTIONS_FULL || job->claim.victim_key) && nat_sweep(&job->wish) &&

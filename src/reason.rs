@@ -205,6 +205,11 @@ reasons! {
     ResetSent = 96, "reset_sent";
     /// `NatBalancer`: its connection ended while it was handled.
     ConnectionRace = 97, "connection_race";
+    /// Balancers: from a source that is not one host (0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4, `::`, `::1`,
+    /// ff00::/8) or that is one of the balancer's own virtual addresses: it gets no new flow and no answer; dropped.
+    MartianSource = 100, "martian_source";
+    /// Balancers: an echo request for a virtual address, but the ration of answers is used up; dropped.
+    AnswerLimited = 101, "answer_limited";
     /// `TunnelDecap`: the outer header was taken off.
     Decapsulated = 110, "decapsulated";
     /// `TunnelDecap`: not a tunnel's packet; it went on untouched.

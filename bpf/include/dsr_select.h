@@ -180,9 +180,13 @@ static __always_inline void choose_for_icmp(struct xdp_md *ctx, struct choice *c
 		choose_for_error(ctx, c, now, number, p);
 	} else if (!echo || now->echo == ECHO_PASS || !vip) {
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
+	} else if (is_martian(now, p)) {
+		choose(c, REASON_MARTIAN_SOURCE, XDP_DROP);
 	} else if (now->echo == ECHO_BACKEND) {
 		c->t.service = vip->echo;
 		choose_by_addresses(c, now, p);
+	} else if (!may_answer(now)) {
+		choose(c, REASON_ANSWER_LIMITED, XDP_DROP);
 	} else if (answer_echo(ctx)) {
 		choose(c, REASON_ECHO_ANSWERED, XDP_TX);
 	} else {
@@ -203,6 +207,11 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 	service = service_record(c->t.service);
 	if (!service) {
 		choose(c, port ? REASON_NO_SERVICE : REASON_PORT_ZERO, port ? XDP_PASS : XDP_DROP);
+		return;
+	}
+	/* Of flows that go on, too: nothing tells them from new ones. */
+	if (is_martian(now, p)) {
+		choose(c, REASON_MARTIAN_SOURCE, XDP_DROP);
 		return;
 	}
 	if (p->network == NETWORK_IPV4)

@@ -38,9 +38,9 @@ pub(crate) fn expected(host: &Host, model: &Model, g: &Generated, verdict: &mut 
         (true, true) => 40,
     };
     if length + overhead > 1500 {
-        let later = matches!(g.what, What::Later { .. });
-        // What no wire of this interface carries was merged, and gets no answer.
-        if length > 1500 || !family6 && (g.frame[at + 6] & 0x40 == 0 || later) {
+        // What no wire of this interface carries was merged, and gets no answer; nor do errors and later fragments.
+        let is_answerable = length <= 1500 && !matches!(g.what, What::Later { .. } | What::Error(_));
+        if !is_answerable || !family6 && g.frame[at + 6] & 0x40 == 0 {
             (verdict.action, verdict.reason) = (Action::Drop, Reason::TooBig);
             return g.frame.clone();
         }

@@ -14,6 +14,9 @@ const VIPS: [[&str; 2]; 3] = [
     ["192.168.178.101", "2001:db8:b::101"],
     ["203.0.113.9", "2001:db8:ffff::9"],
 ];
+/// Sources that are not one host, or ours.
+const MARTIANS: [[&str; 4]; 2] =
+    [["0.1.2.3", "127.0.0.1", "239.1.2.3", "192.168.178.101"], ["::", "::1", "ff02::1", "2001:db8:b::101"]];
 const PORTS: [u16; 4] = [80, 53, 443, 9999];
 
 /// A frame, and what it is to the model.
@@ -31,7 +34,10 @@ pub(crate) struct Generated {
 /// `window`: fragments are remembered for half a minute, so identifications do not stay in use for longer.
 pub(crate) fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated {
     let family6 = random.bool();
-    let source = client(family6, random.u32(..40));
+    let source = match random.u8(..24) {
+        0 => MARTIANS[usize::from(family6)][random.usize(..4)].parse().unwrap(),
+        _ => client(family6, random.u32(..40)),
+    };
     let destination: IpAddr = match random.u8(..12) {
         0 => "198.51.100.1",
         n => VIPS[usize::from(n) % 3][usize::from(family6)],

@@ -162,6 +162,7 @@ impl Model {
         match what {
             What::Malformed(reason) => no(Action::Drop, reason),
             What::Other => no(Action::Pass, Reason::NoService),
+            What::Echo if self.is_martian(source) => no(Action::Drop, Reason::MartianSource),
             What::Echo => no(Action::Tx, Reason::EchoAnswered),
             What::Later { protocol } if !may_be_of_service(vip, protocol) => no(Action::Pass, Reason::NoService),
             What::Later { protocol } => match self.fragments.get(&(source, vip, protocol, identification)) {
@@ -190,6 +191,9 @@ impl Model {
                     }
                     return no(Action::Pass, Reason::NoService);
                 };
+                if self.is_martian(source) {
+                    return no(Action::Drop, Reason::MartianSource);
+                }
                 let client = SocketAddr::new(source, client_port);
                 let (slot, hash) = self.slot(service, client, port);
                 let identity = self.services[service].transit(slot, client, port, flags, false);
@@ -199,6 +203,15 @@ impl Model {
                 forward(service, identity, Reason::Forwarded, Some(hash))
             }
         }
+    }
+
+    /// Whether a source is not one host, or one of the virtual addresses.
+    fn is_martian(&self, source: IpAddr) -> bool {
+        let is_no_host = match source {
+            IpAddr::V4(ip) => matches!(ip.octets()[0], 0 | 127 | 224..),
+            IpAddr::V6(ip) => ip.is_unspecified() || ip.is_loopback() || ip.is_multicast(),
+        };
+        is_no_host || self.services.iter().any(|service| service.address.address == source)
     }
 
     /// A flow's slot, and what else varies by flow.

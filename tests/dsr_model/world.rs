@@ -27,7 +27,7 @@ fn config() -> DsrConfig {
         .idle(day)
         .longest_transition(2 * day)
         .udp_grace(day)
-        .answers_per_tick(1 << 30)
+        .answers_per_second(u32::MAX)
         .outer_v4("10.200.0.0/16".parse().unwrap())
         .outer_v6("2001:db8:200::/64".parse().unwrap())
 }

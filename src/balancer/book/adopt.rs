@@ -167,7 +167,7 @@ mod tests {
             held: 0,
             seed: 0,
             echo: crate::Echo::Answer,
-            answers_per_tick: 1,
+            answers_per_second: 1,
         };
         let target = |last: u8| Target { address: std::net::Ipv4Addr::new(192, 168, 178, last).into(), port: 80 };
         let service = |text: &str| text.parse::<ServiceAddr>().unwrap();

@@ -87,8 +87,8 @@ pub(crate) struct BookConfig {
     pub(crate) held: u32,
     pub(crate) seed: u64,
     pub(crate) echo: Echo,
-    /// ICMP messages of our own, a CPU and tick of the kernel's clock.
-    pub(crate) answers_per_tick: u32,
+    /// Messages of our own, all CPUs together.
+    pub(crate) answers_per_second: u32,
 }
 
 impl BookConfig {
@@ -132,7 +132,7 @@ impl BookConfig {
             vip_mask: size_for(self.services + self.held) - 1,
             service_mask: size_for(self.services) - 1,
             echo: self.echo as u32,
-            answers_per_tick: self.answers_per_tick,
+            answers_per_second: self.answers_per_second,
             next_identity: 1,
             probe_interface: 0,
             // Above the ports that Linux gives to connections, where all backends find room there.
@@ -288,7 +288,7 @@ impl<R: SlotRule> Book<R> {
     /// Follows what can change of a configuration.
     pub(crate) fn configure(&self, config: &BookConfig) {
         self.set_echo(config.echo);
-        self.settings.set(0, std::mem::offset_of!(BalancerSettings, answers_per_tick), config.answers_per_tick);
+        self.settings.set(0, std::mem::offset_of!(BalancerSettings, answers_per_second), config.answers_per_second);
     }
 
     /// All services, in the order of their addresses.
