@@ -225,10 +225,14 @@ int nat_balancer(struct xdp_md *ctx)
 	if (!b || !s || !job)
 		return XDP_ABORTED;
 	reason = parse(ctx, &p);
-	/* What is malformed or deeper than we look is the host's. */
+	/* What is malformed or deeper than we look is the host's, unless it is for one of our addresses. */
 	if (reason != REASON_NONE) {
 		job->bytes = bpf_xdp_get_buff_len(ctx);
-		return nat_done(ctx, job, reason, XDP_PASS);
+		if (p.network == NETWORK_IPV4)
+			number = vip_find4(b, p.ip4->daddr);
+		else if (p.network == NETWORK_IPV6)
+			number = vip_find6(b, &p.ip6->daddr);
+		return nat_done(ctx, job, reason, number ? XDP_DROP : XDP_PASS);
 	}
 	job->bytes = frame_bytes(ctx, &p);
 	if (p.network < NETWORK_IPV4)
@@ -237,12 +241,17 @@ int nat_balancer(struct xdp_md *ctx)
 	job->vip = nat_read(b, &job->packet, p.ip4, p.ip6, p.protocol, p.network == NETWORK_IPV6);
 	if (!job->vip && !s->destination_only)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
+	if (p.routed) {
+		if (job->vip && p.fragment == FRAGMENT_FIRST)
+			fragment_remember(ctx, NAT_FRAGMENT_HOST, 0);
+		return nat_done(ctx, job, job->vip ? REASON_ROUTING_HEADER : REASON_NOT_FOR_VIP, XDP_PASS);
+	}
 	now = bpf_jiffies64();
 	if (p.fragment == FRAGMENT_LATER) {
 		kind = NAT_FRAGMENT;
 		number = nat_recall_fragment(ctx);
 		/* Others than of TCP and UDP are not for us, and neither are those of ports without a service. */
-		if (number == NAT_FRAGMENT_HOST || (job->vip && p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP))
+		if (number == NAT_FRAGMENT_HOST || (job->vip && !number && !may_be_of_service(&p)))
 			return nat_done(ctx, job, REASON_NO_SERVICE, XDP_PASS);
 		if (!number)
 			return nat_done(ctx, job, job->vip ? REASON_FRAGMENT_UNKNOWN : REASON_NOT_FOR_VIP,
@@ -268,6 +277,9 @@ int nat_balancer(struct xdp_md *ctx)
 		if (!found)
 			return nat_done(ctx, job, job->vip ? REASON_ERROR_UNKNOWN : REASON_NOT_FOR_VIP, XDP_PASS);
 	} else {
+		/* Later fragments of IPv6 do not always tell that they are neither TCP nor UDP. */
+		if (job->vip && p.network == NETWORK_IPV6 && p.fragment == FRAGMENT_FIRST)
+			fragment_remember(ctx, NAT_FRAGMENT_HOST, 0);
 		outcome.packed = nat_other(ctx, job->vip);
 		return nat_done(ctx, job, outcome.reason, outcome.action);
 	}

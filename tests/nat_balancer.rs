@@ -273,7 +273,7 @@ fn l23_everything_else_is_untouched() {
             ("a port without service", Side::Clients, Frame::tcp(client, at("10.0.0.100:22")), Reason::NoService),
             ("the other protocol", Side::Clients, Frame::udp(client, at("10.0.0.100:80")), Reason::NoService),
             ("GRE", Side::Clients, Frame::ip(client.ip(), ip(VIP4), 47).payload(&[0; 20]), Reason::NoService),
-            ("malformed", Side::Clients, Frame::tcp(client, at("10.0.0.100:80")).data_offset(4), Reason::TcpDataOffset),
+            ("malformed", Side::Clients, Frame::tcp(client, backend).data_offset(4), Reason::TcpDataOffset),
         ] {
             let sent = frame.macs([2, 0, 0, 0, 0, 7], [2, 0, 0, 0, 0, 8]).build();
             let wanted = Outcome { action: Action::Pass, reason, frame: sent.clone() };

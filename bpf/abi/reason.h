@@ -97,6 +97,7 @@ enum xdpkit_reason {
 	/* Both balancers again: what they neither balance nor answer */
 	REASON_MARTIAN_SOURCE = 100,
 	REASON_ANSWER_LIMITED = 101,
+	REASON_ROUTING_HEADER = 102,
 
 	/* TunnelDecap */
 	REASON_DECAPSULATED = 110,

@@ -34,12 +34,12 @@ __attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
 {
 	struct nat_settings *s = nat_settings();
 	struct nat_connection *r;
-	__u32 value, hash;
 	struct packet p;
+	__u32 value;
 
 	if (!s || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
 		return 0;
-	value = fragment_recall(&p, ctx, &hash);
+	value = fragment_recall(&p, ctx);
 	if (!value || value == NAT_FRAGMENT_HOST)
 		return value;
 	r = nat_record(s, value >> NAT_FRAGMENT_RECORD_SHIFT);

@@ -85,6 +85,14 @@ pub(crate) fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated 
                 .payload(&quoted[..random.usize(header..=quoted.len())]);
             (frame, What::Error(ours.then_some((client, port, if tcp { 6 } else { 17 }))))
         }
+        3 if family6 && tcp => {
+            let first = random.bool();
+            let frame = transport(segment()).extension(extension::ROUTING, &[4, random.u8(1..), 0, 0, 0, 0]);
+            (if first { frame.fragment(0, true) } else { frame }, What::Routed { first })
+        }
+        3 if family6 && flags == 2 => {
+            (Frame::ip(source, destination, 47).payload(&payload).fragment(0, true), What::OtherFirst)
+        }
         3 => (Frame::ip(source, destination, 47).payload(&payload), What::Other),
         4 if tcp => {
             (transport(Frame::tcp(from, to).data_offset(random.u8(..5))), What::Malformed(Reason::TcpDataOffset))
@@ -98,7 +106,9 @@ pub(crate) fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated 
         }
         _ => (transport(segment()), flow(false)),
     };
-    if !matches!(what, What::Later { .. } | What::Flow { first: true, .. }) && random.u8(..4) == 0 {
+    if !matches!(what, What::Later { .. } | What::Flow { first: true, .. } | What::Routed { .. } | What::OtherFirst)
+        && random.u8(..4) == 0
+    {
         frame = frame.options(&[1; 4]).extension(extension::DESTINATION, &[]);
     }
     for _ in 0..random.u8(..6).saturating_sub(3) {
