@@ -139,6 +139,7 @@ struct balancer_settings {
 	__u32 probe_base;      /* a probe's source port, less this, is the number of the backend that it is for */
 	__u32 table_size;      /* only for Rust: slots of each service's table */
 	__u32 reserved;
+	__u64 vip_filter; /* a bit for the last six bits of each of our addresses; some of those that were ours may stay */
 };
 
 #pragma clang diagnostic pop

@@ -190,6 +190,7 @@ pub(crate) struct BalancerSettings {
     pub(crate) probe_base: u32,
     pub(crate) table_size: u32,
     pub(crate) reserved: u32,
+    pub(crate) vip_filter: u64,
 }
 assert_same_layout!(
     BalancerSettings,
@@ -202,5 +203,6 @@ assert_same_layout!(
     next_identity,
     probe_interface,
     probe_base,
-    table_size
+    table_size,
+    vip_filter
 );

@@ -103,6 +103,7 @@ impl<R: SlotRule> Book<R> {
             .iter()
             .map(|(service, entry)| (Key::service(entry.record.vip as u16, service), entry.number))
             .collect();
+        self.addresses.keys().for_each(|address| self.expect_vip(*address));
         for (index, wanted) in [(&self.vip_index, vips), (&self.service_index, services)] {
             index.retain(|word| wanted.iter().any(|(key, number)| key.is(word, *number)));
             for (key, number) in wanted {

@@ -139,6 +139,7 @@ impl BookConfig {
             probe_base: (65_535 - self.backends).min(61_000),
             table_size: self.table_size,
             reserved: 0,
+            vip_filter: 0,
         }
     }
 }
@@ -289,6 +290,20 @@ impl<R: SlotRule> Book<R> {
     pub(crate) fn configure(&self, config: &BookConfig) {
         self.set_echo(config.echo);
         self.settings.set(0, std::mem::offset_of!(BalancerSettings, answers_per_second), config.answers_per_second);
+    }
+
+    /// Tells programs that packets from an address like this may be from one of ours: before it is.
+    fn expect_vip(&self, address: IpAddr) {
+        let last = match address {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        };
+        let filter = self.settings.read(0).vip_filter | 1 << (last & 63);
+        let offset = std::mem::offset_of!(BalancerSettings, vip_filter);
+        // Either half has bits only added to it.
+        for (half, word) in bytemuck::cast::<u64, [u32; 2]>(filter).into_iter().enumerate() {
+            self.settings.set(0, offset + 4 * half, word);
+        }
     }
 
     /// All services, in the order of their addresses.
