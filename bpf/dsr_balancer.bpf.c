@@ -90,13 +90,12 @@ __attribute__((noinline, weak)) int ask_for_neighbour(struct xdp_md *ctx, __u32 
 }
 
 /* A packet that does not fit. Global: few packets need it. Weak: see parse.h. */
-__attribute__((noinline, weak)) __u64 refuse_too_big(struct xdp_md *ctx, __u32 service, __u32 mtu, __u32 network,
-						     __u32 may_fragment)
+__attribute__((noinline, weak)) __u64 refuse_too_big(struct xdp_md *ctx, __u32 service, __u32 mtu, __u32 network)
 {
 	struct service_state *state = bpf_map_lookup_elem(&service_states, &service);
 	struct balancer_settings *now = balancer_settings();
 
-	if (!now || !state || may_fragment || !may_answer(now))
+	if (!now || !state || !may_answer(now))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
 	if (!(network == NETWORK_IPV4 ? answer_too_big4(ctx, mtu) : answer_too_big6(ctx, mtu)))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
@@ -127,11 +126,25 @@ static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet 
 /* The dummy address of RFC 7600, 192.0.0.8: the host's stack takes no packet from its own address for forwarding. */
 #define IPV4_DUMMY bpf_htonl(0xc0000008)
 
-/* Inside an outer header. Without the next hop's MAC, the host's stack forwards it and finds it out. */
+/* The last identification of an outer packet that may be fragmented: such must all differ (RFC 6864, 4.3). */
+SHARED_ARRAY(identification, __u64);
+
+static __always_inline __be16 next_identification(void)
+{
+	__u32 zero = 0;
+	__u64 *last = bpf_map_lookup_elem(&identification, &zero);
+
+	return last ? bpf_htons((__u16)__sync_fetch_and_add(last, 1)) : 0;
+}
+
+/*
+ * Inside an outer header. With `reason` REASON_TOO_BIG, the host's stack forwards and fragments it; it forwards, too, what
+ * goes to a next hop whose MAC is not known, and finds that out.
+ */
 static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner *inner, const struct backend *backend,
 					  struct next_hop *hop, __u32 hash, __u32 reason)
 {
-	const __u8 *macs = hop->state == NEXT_HOP_FOUND ? hop->macs : NULL;
+	const __u8 *macs = hop->state == NEXT_HOP_FOUND && reason != REASON_TOO_BIG ? hop->macs : NULL;
 	struct dsr_settings *set;
 	struct ipv6hdr *outer6;
 	struct iphdr *outer4;
@@ -156,7 +169,9 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 		source[1] = set->outer6[1] | (((__u64)hash << 32 | hash) & set->outer6_mask);
 		fill_outer6(outer6, inner, hash, source, backend->address);
 	}
-	return macs ? send(ctx, hop, reason) : verdict(REASON_UNRESOLVED, XDP_PASS);
+	if (macs)
+		return send(ctx, hop, reason);
+	return verdict(reason == REASON_TOO_BIG ? reason : REASON_UNRESOLVED, XDP_PASS);
 }
 
 /*
@@ -216,6 +231,7 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vi
 	if (hop.state != NEXT_HOP_FOUND && hop.state != NEXT_HOP_UNRESOLVED)
 		return verdict(no_way(&hop), XDP_DROP);
 	inner_read(&p, &inner);
+	inner.frag_off = bpf_htons(IP_DF);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	if (inner.length > longest(&hop, overhead))
@@ -235,7 +251,7 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &c->t.backend);
 	struct service *service = bpf_map_lookup_elem(&services, &c->t.service);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &c->t.backend);
-	__u32 overhead = 0, mtu;
+	__u32 overhead = 0, mtu, reason = c->reason;
 	struct inner inner;
 	bool ipip;
 
@@ -251,9 +267,18 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	inner_read(p, &inner);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	/* Only a kernel's tunnel device puts the fragments of an outer packet together. */
+	if (inner.frag_off || !(service->flags & DSR_OUTER_FRAGMENTS))
+		inner.frag_off = bpf_htons(IP_DF);
+	else if (backend->family == NETWORK_IPV4)
+		inner.id = next_identification();
 	mtu = longest(&state->hop, overhead);
-	if (inner.length > mtu)
-		return refuse_too_big(ctx, c->t.service, mtu, p->network, !inner.frag_off);
+	if (inner.length > mtu) {
+		if (inner.frag_off || !overhead || backend->family != NETWORK_IPV4 ||
+		    inner.length > IP_LENGTH_MAX - overhead)
+			return refuse_too_big(ctx, c->t.service, mtu, p->network);
+		reason = REASON_TOO_BIG;
+	}
 
 	state->packets++;
 	state->bytes += bytes;
@@ -263,8 +288,8 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	else
 		p->ip6->hop_limit--;
 	if (ipip)
-		return forward_ipip(ctx, &inner, backend, &state->hop, c->hash, c->reason);
-	return forward_l2(ctx, p, c->t.backend, &state->hop, c->reason);
+		return forward_ipip(ctx, &inner, backend, &state->hop, c->hash, reason);
+	return forward_l2(ctx, p, c->t.backend, &state->hop, reason);
 }
 
 SEC("xdp.frags")
@@ -307,7 +332,7 @@ int dsr_balancer(struct xdp_md *ctx)
 		goto end;
 	}
 
-	if (p.fragment == FRAGMENT_NONE && p.transport_header &&
+	if (p.fragment == FRAGMENT_NONE && p.transport_header && !p.routed &&
 	    (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP)) {
 		choose_for_flow(&c, now, vip, &p);
 	} else {

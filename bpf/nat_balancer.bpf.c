@@ -118,6 +118,17 @@ enum nat_kind {
 	NAT_ERROR = 2,    /* an ICMP error about such */
 };
 
+/* Whether who wants a connection is not one host. A function of its own for its stack. */
+__attribute__((noinline, weak)) int nat_is_martian(struct nat_wish *wish)
+{
+	struct balancer_settings *b = balancer_settings();
+
+	if (!b || !wish)
+		return true;
+	return wish->flags & NAT_IPV6 ? is_martian6(b, (const struct in6_addr *)wish->client) :
+					is_martian4(b, wish->client[0]);
+}
+
 /*
  * Brings the packet's connection forward, or opens one; answers union nat_opened. `record` is what was found, and `found` whether. Only packets
  * that may say something new get here.
@@ -138,6 +149,12 @@ __attribute__((noinline, weak)) __u64 nat_track(__u32 record, __u32 found, __u32
 			if (job->wish.flags & NAT_TCP &&
 			    (job->segment.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
 				return tracked.packed;
+			if (nat_is_martian(&job->wish)) {
+				tracked.record = 0;
+				tracked.reason = REASON_MARTIAN_SOURCE;
+				nat_count_opened(number, 0, REASON_MARTIAN_SOURCE, job->wish.flags);
+				return tracked.packed;
+			}
 			tracked.packed = nat_open(&job->wish);
 			/* Where there is no room, or who was there had to go: the dead make room, for this one or the next. */
 			if ((tracked.reason == REASON_CONNECTIONS_FULL || job->claim.victim_key) && nat_sweep(&job->wish) &&
@@ -209,10 +226,16 @@ int nat_balancer(struct xdp_md *ctx)
 	if (!b || !s || !job)
 		return XDP_ABORTED;
 	reason = parse(ctx, &p);
-	/* What is malformed or deeper than we look is the host's. */
+	/* What is malformed or deeper than we look is the host's, unless it is for one of our addresses. */
 	if (reason != REASON_NONE) {
 		job->bytes = bpf_xdp_get_buff_len(ctx);
-		return nat_done(ctx, job, reason, XDP_PASS);
+		if (p.network == NETWORK_IPV4)
+			number = vip_find4(b, p.ip4->daddr);
+		else if (p.network == NETWORK_IPV6)
+			number = vip_find6(b, &p.ip6->daddr);
+		if (number && (!p.eth || !is_for_us(p.eth)))
+			return nat_done(ctx, job, REASON_NOT_FOR_US, XDP_PASS);
+		return nat_done(ctx, job, reason, number ? XDP_DROP : XDP_PASS);
 	}
 	job->bytes = frame_bytes(ctx, &p);
 	if (p.network < NETWORK_IPV4)
@@ -223,12 +246,17 @@ int nat_balancer(struct xdp_md *ctx)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
 	if (!is_for_us(p.eth))
 		return nat_done(ctx, job, REASON_NOT_FOR_US, XDP_PASS);
+	if (p.routed) {
+		if (job->vip && p.fragment == FRAGMENT_FIRST)
+			fragment_remember(ctx, NAT_FRAGMENT_HOST, 0);
+		return nat_done(ctx, job, job->vip ? REASON_ROUTING_HEADER : REASON_NOT_FOR_VIP, XDP_PASS);
+	}
 	now = bpf_jiffies64();
 	if (p.fragment == FRAGMENT_LATER) {
 		kind = NAT_FRAGMENT;
 		number = nat_recall_fragment(ctx);
 		/* Others than of TCP and UDP are not for us, and neither are those of ports without a service. */
-		if (number == NAT_FRAGMENT_HOST || (job->vip && p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP))
+		if (number == NAT_FRAGMENT_HOST || (job->vip && !number && !may_be_of_service(&p)))
 			return nat_done(ctx, job, REASON_NO_SERVICE, XDP_PASS);
 		if (!number)
 			return nat_done(ctx, job, job->vip ? REASON_FRAGMENT_UNKNOWN : REASON_NOT_FOR_VIP,
@@ -254,6 +282,9 @@ int nat_balancer(struct xdp_md *ctx)
 		if (!found)
 			return nat_done(ctx, job, job->vip ? REASON_ERROR_UNKNOWN : REASON_NOT_FOR_VIP, XDP_PASS);
 	} else {
+		/* Later fragments of IPv6 do not always tell that they are neither TCP nor UDP. */
+		if (job->vip && p.network == NETWORK_IPV6 && p.fragment == FRAGMENT_FIRST)
+			fragment_remember(ctx, NAT_FRAGMENT_HOST, 0);
 		outcome.packed = nat_other(ctx, job->vip);
 		return nat_done(ctx, job, outcome.reason, outcome.action);
 	}

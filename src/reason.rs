@@ -174,7 +174,8 @@ reasons! {
     HopLimit = 71, "hop_limit";
     /// Balancers: too big for the way to the backend; Fragmentation Needed or Packet Too Big went back.
     TooBigAnswered = 72, "too_big_answered";
-    /// Balancers: too big for the way to the backend, and not answered: IPv4 that may be fragmented, or too many answers.
+    /// Balancers: too big for the way to the backend, and not answered: an ICMP error, a later fragment, or more than the ration
+    /// of answers allows. With `XDP_PASS`: the host's stack forwards it in fragments.
     TooBig = 73, "too_big";
     /// Balancers: an ICMP echo request for a virtual address, answered.
     EchoAnswered = 74, "echo_answered";
@@ -208,6 +209,13 @@ reasons! {
     ResetSent = 96, "reset_sent";
     /// `NatBalancer`: its connection ended while it was handled.
     ConnectionRace = 97, "connection_race";
+    /// Balancers: from a source that is not one host (0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4, `::`, `::1`,
+    /// ff00::/8) or that is one of the balancer's own virtual addresses: it gets no new flow and no answer; dropped.
+    MartianSource = 100, "martian_source";
+    /// Balancers: an echo request for a virtual address, but the ration of answers is used up; dropped.
+    AnswerLimited = 101, "answer_limited";
+    /// Balancers: an IPv6 routing header has segments left, so the virtual address is not the last destination; it went on.
+    RoutingHeader = 102, "routing_header";
     /// `TunnelDecap`: the outer header was taken off.
     Decapsulated = 110, "decapsulated";
     /// `TunnelDecap`: not a tunnel's packet; it went on untouched.

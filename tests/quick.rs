@@ -171,7 +171,7 @@ fn dsr_balancer_and_tunnel_decap() {
             balancer.insert_service(service, DsrService::ipip(), [(backend, 1)]).unwrap();
         }
     };
-    let config = TunnelDecapConfig::default().vip(vip4).vip(vip6);
+    let config = TunnelDecapConfig::default().vip(vip4).vip(vip6).any_source();
     {
         let decap = TunnelDecap::load(&config).unwrap();
         let _attached = backend.run(|| decap.attach(&AttachOptions::new("eth0"))).unwrap();

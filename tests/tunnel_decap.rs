@@ -4,9 +4,14 @@ mod common;
 
 use std::net::IpAddr;
 
-use common::{dsr::fix_ipv4, judge};
-use xdpkit::{Action, Error, Reason, Stage as _, TunnelDecap, TunnelDecapConfig};
-use xdpkit_lab::frame::{Frame, extension};
+use common::{dsr::fix_ipv4, judge, wait_for};
+use xdpkit::{Action, AttachOptions, Error, Reason, Stage as _, TunnelDecap, TunnelDecapConfig, ipnet::IpNet};
+use xdpkit_lab::{
+    frame::{Frame, extension},
+    packet::PacketSocket,
+    topology::{Pair, add_silent_vip},
+    traffic::UdpEcho,
+};
 
 const VIPS: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const CLIENTS: [&str; 2] = ["198.51.100.7", "2001:db8:c::7"];
@@ -21,9 +26,7 @@ fn config() -> TunnelDecapConfig {
 }
 
 fn strict() -> TunnelDecapConfig {
-    let config = config().source("10.200.0.0/16".parse::<xdpkit::ipnet::IpNet>().unwrap());
-    let config = config.source("2001:db8:200::/64".parse::<xdpkit::ipnet::IpNet>().unwrap());
-    OUTER.iter().fold(config, |config, [_, to]| config.destination(ip(to)))
+    OUTER.iter().fold(strict_sources(config()), |config, [_, to]| config.destination(ip(to)))
 }
 
 /// A segment for the virtual address, and a tunnel around a packet.
@@ -110,7 +113,7 @@ fn what_is_not_believed_is_dropped_and_what_is_not_ours_goes_on() {
 
 #[test]
 fn ecn_follows_rfc_6040() {
-    let decap = TunnelDecap::load(&config()).unwrap();
+    let decap = TunnelDecap::load(&config().any_source()).unwrap();
     const NOT: u8 = 0;
     const ECT1: u8 = 1;
     const ECT0: u8 = 2;
@@ -157,4 +160,60 @@ fn a_decapsulator_needs_a_virtual_address() {
     assert!(matches!(error, Error::Invalid { what: "vips", .. }), "{error}");
     let error = TunnelDecap::load(&TunnelDecapConfig::default().vip(ip("224.0.0.1"))).unwrap_err();
     assert!(error.to_string().contains("vip `224.0.0.1`"), "{error}");
+}
+
+#[test]
+fn a_decapsulator_asks_where_tunnels_may_begin() {
+    let net: IpNet = "10.200.0.0/16".parse().unwrap();
+    for wrong in [config(), config().any_source().source(net)] {
+        let error = TunnelDecap::load(&wrong).unwrap_err();
+        assert!(matches!(error, Error::Invalid { what: "sources", .. }), "{error}");
+        assert!(error.to_string().contains("`any_source`"), "{error}");
+    }
+    let foreign = around(0, 0, &inside(0).packet()).build();
+    let open = TunnelDecap::load(&config().any_source()).unwrap();
+    assert_eq!(judge(&open, &foreign), (Action::Pass, Reason::Decapsulated));
+    let closed = TunnelDecap::load(&config().source("10.201.0.0/16".parse::<IpNet>().unwrap())).unwrap();
+    assert_eq!(judge(&closed, &foreign), (Action::Drop, Reason::TunnelSource));
+    let six = around(1, 0, &inside(0).packet()).build();
+    assert_eq!(judge(&closed, &six), (Action::Drop, Reason::TunnelSource), "and none of the other family");
+}
+
+/// A stranger's tunnel brings a service nothing, so nobody hears from it whom it claims to ask for.
+#[test]
+fn a_backend_is_no_reflector() {
+    let pair = Pair::new().unwrap();
+    let [vip4, vip6] = VIPS.map(ip);
+    add_silent_vip(&pair.server, vip4).unwrap();
+    add_silent_vip(&pair.server, vip6).unwrap();
+    pair.server.sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
+    let closed = strict_sources(TunnelDecapConfig::default().vip(vip4).vip(vip6));
+    let decap = TunnelDecap::load(&closed).unwrap();
+    let _attached = pair.server.run(|| decap.attach(&AttachOptions::new("eth0"))).unwrap();
+    let wire = PacketSocket::open(&pair.client, "eth0").unwrap();
+    let macs = (pair.client.mac("eth0").unwrap(), pair.server.mac("eth0").unwrap());
+    for (inner, vip) in [vip4, vip6].into_iter().enumerate() {
+        let echo = UdpEcho::start(&pair.server, (vip, 7).into()).unwrap();
+        for outer in [0, 1] {
+            let victim = pair.client_addr.both()[inner];
+            let asked = Frame::udp((victim, 9).into(), (vip, 7).into()).payload(b"answer him");
+            let own = pair.server_addr.both()[outer];
+            let tunnel = |from: &str| {
+                let protocol = if inner == 0 { 4 } else { 41 };
+                Frame::ip(ip(from), own, protocol).payload(&asked.packet()).macs(macs.0, macs.1).build()
+            };
+            let before = (echo.datagrams(), decap.stats().unwrap().reason(Reason::TunnelSource).packets);
+            wire.send(&tunnel(if outer == 0 { "10.201.3.4" } else { "2001:db8:201::9" })).unwrap();
+            wait_for(|| decap.stats().unwrap().reason(Reason::TunnelSource).packets == before.1 + 1);
+            wire.send(&tunnel(OUTER[outer][0])).unwrap();
+            wait_for(|| echo.datagrams() > before.0);
+            assert_eq!(echo.datagrams(), before.0 + 1, "{vip} in {own}: the balancer's own");
+        }
+    }
+}
+
+fn strict_sources(config: TunnelDecapConfig) -> TunnelDecapConfig {
+    ["10.200.0.0/16", "2001:db8:200::/64"]
+        .into_iter()
+        .fold(config, |config, net| config.source(net.parse::<IpNet>().unwrap()))
 }

@@ -10,6 +10,8 @@
 
 /* In the flags of a service: packets go inside an outer IP header; else as they are, to a neighbour. */
 #define DSR_IPIP 0x100
+/* And outer IPv4 packets around those that may be fragmented may be, too: backends put them together. */
+#define DSR_OUTER_FRAGMENTS 0x200
 
 /* Times of transitions: 32 bits of CLOCK_MONOTONIC_COARSE in units of 2^24 ns, 16.8 ms. They wrap after two years. */
 #define DSR_TIME_SHIFT 24

@@ -97,6 +97,11 @@ enum xdpkit_reason {
 	REASON_RESET_SENT = 96,
 	REASON_CONNECTION_RACE = 97,
 
+	/* Both balancers again: what they neither balance nor answer */
+	REASON_MARTIAN_SOURCE = 100,
+	REASON_ANSWER_LIMITED = 101,
+	REASON_ROUTING_HEADER = 102,
+
 	/* TunnelDecap */
 	REASON_DECAPSULATED = 110,
 	REASON_NOT_TUNNEL = 111,

@@ -133,12 +133,13 @@ struct balancer_settings {
 	__u32 vip_mask; /* entries of the indices, less one */
 	__u32 service_mask;
 	__u32 echo; /* enum balancer_echo */
-	__u32 answers_per_tick; /* ICMP messages of our own that a CPU may send in each tick of the kernel's clock */
+	__u32 answers_per_second; /* messages of our own, all CPUs together */
 	__u64 next_identity;
 	__u32 probe_interface; /* health checks come in by it, and nothing else for a virtual address; 0: none */
 	__u32 probe_base;      /* a probe's source port, less this, is the number of the backend that it is for */
 	__u32 table_size;      /* only for Rust: slots of each service's table */
 	__u32 reserved;
+	__u64 vip_filter; /* a bit for the last six bits of each of our addresses; some of those that were ours may stay */
 };
 
 #pragma clang diagnostic pop

@@ -11,18 +11,24 @@
 #include "reflect.h"
 #include "checksum.h"
 #include "service.h"
+#include "martian.h"
 
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_REDIRECT 5
 #define ICMP_ECHO 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
+#define ICMP_TYPE_MAX 18
 #define ICMP_FRAG_NEEDED 4
 #define ICMPV6_DEST_UNREACH 1
 #define ICMPV6_PKT_TOOBIG 2
 #define ICMPV6_PARAMPROB 4
+#define ICMPV6_INFORMATIONAL 128 /* from here on */
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
+#define ICMPV6_REDIRECT 137
 
 #define IPV6_MIN_MTU 1280
 
@@ -32,33 +38,91 @@
 #define QUOTE4_MIN 28
 #define QUOTE6_MIN 48
 
-struct answers {
-	__u64 tick;
-	__u64 sent; /* in this tick */
-};
+/* When the next message of our own is due, in ns of the coarse clock: one for all CPUs, for such messages are rare. */
+SHARED_ARRAY(next_answer, __u64);
 
-PER_CPU_ARRAY(answers, struct answers);
+#define NS_PER_SECOND 1000000000U
+/* A tenth of a second's messages may be sent at once, and one: more than any tick of the clock holds. */
+#define ANSWERS_AT_ONCE_NS (NS_PER_SECOND / 10)
+#define ANSWER_TRIES 8
 
-/* Whether this CPU may send another message of its own in this tick. */
+/*
+ * Whether another message of our own may be sent now: the generic cell rate algorithm, see gcra.h. Refused, too, when
+ * other CPUs were quicker, many times in a row.
+ */
 static __always_inline bool may_answer(const struct balancer_settings *now)
 {
-	struct answers *state;
-	__u64 tick = bpf_jiffies64();
-	__u32 zero = 0;
+	__u32 zero = 0, rate = now->answers_per_second;
+	__u64 *word = bpf_map_lookup_elem(&next_answer, &zero), time, due, begin;
 
-	state = bpf_map_lookup_elem(&answers, &zero);
-	if (!state)
+	if (!word || !rate)
 		return false;
-	if (state->tick != tick) {
-		state->tick = tick;
-		state->sent = 0;
+	time = bpf_ktime_get_coarse_ns();
+	for (int i = 0; i < ANSWER_TRIES; i++) {
+		due = *(volatile __u64 *)word;
+		begin = (__s64)(due - time) > 0 ? due : time;
+		if (begin - time >= ANSWERS_AT_ONCE_NS)
+			return false;
+		if (__sync_val_compare_and_swap(word, due, begin + NS_PER_SECOND / rate) == due)
+			return true;
 	}
-	return state->sent++ < now->answers_per_tick;
+	return false;
 }
 
 static __always_inline bool is_group_mac(const struct ethhdr *eth)
 {
 	return (eth->h_dest[0] | eth->h_source[0]) & 1;
+}
+
+/*
+ * Whether a packet may be answered by a message of our own: not one to a group or from one, by its MACs or addresses, and
+ * no later fragment.
+ */
+static __always_inline bool is_answerable(const struct packet *p)
+{
+	struct balancer_settings *now = balancer_settings();
+
+	return now && p->network >= NETWORK_IPV4 && !is_group_mac(p->eth) && p->fragment != FRAGMENT_LATER &&
+	       !is_martian(now, p);
+}
+
+/*
+ * Whether no ICMP error may be sent about a packet, for it is one itself, or of a type that nobody knows; by what an
+ * answer must never lead to, more types than those that belong to flows.
+ */
+static __always_inline bool is_any_icmp_error(const struct packet *p)
+{
+	__u8 type;
+
+	if (!p->transport_header || p->protocol != (p->network == NETWORK_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
+		return false;
+	type = p->icmp->type;
+	if (p->network == NETWORK_IPV6)
+		return type < ICMPV6_INFORMATIONAL || type == ICMPV6_REDIRECT;
+	return type == ICMP_DEST_UNREACH || type == ICMP_SOURCE_QUENCH || type == ICMP_REDIRECT ||
+	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB || type > ICMP_TYPE_MAX;
+}
+
+/* Bytes of an echo request that are looked at: of what is longer and zero so far, the rest counts as zero, too. */
+#define ECHO_BYTES_MAX 1472
+
+/*
+ * Whether nothing but zeroes stands behind the checksum of an ICMP message. Then the sum of its reply, whose type is zero
+ * too, is that of nothing: +0, where RFC 1624 knows only that it is +0 or -0, which have other checksums, ffff and 0000. A
+ * receiver takes ffff for either.
+ */
+static __always_inline bool is_blank(const struct packet *p)
+{
+	const __u8 *byte = (const __u8 *)p->icmp + 4;
+	__u32 left = p->network_end - p->at + 4;
+
+	for (__u32 i = 0; i < ECHO_BYTES_MAX; i++) {
+		if (i >= left || (const void *)(byte + i + 1) > p->end)
+			break;
+		if (byte[i])
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -71,7 +135,7 @@ __attribute__((noinline, weak)) int answer_echo(struct xdp_md *ctx)
 	any_u16 *word;
 	__u16 before;
 
-	if (parse(ctx, &p) != REASON_NONE || !p.transport_header || is_group_mac(p.eth))
+	if (parse(ctx, &p) != REASON_NONE || !p.transport_header || !is_answerable(&p))
 		return false;
 	word = (any_u16 *)&p.icmp->type;
 	before = *word;
@@ -79,6 +143,8 @@ __attribute__((noinline, weak)) int answer_echo(struct xdp_md *ctx)
 		p.icmp->type = ICMP_ECHOREPLY;
 		word = (any_u16 *)&p.ip4->ttl;
 		p.icmp->checksum = csum_apply(p.icmp->checksum, csum_change16(before, *(any_u16 *)&p.icmp->type));
+		if (!p.icmp->checksum && is_blank(&p))
+			p.icmp->checksum = 0xffff;
 		before = *word;
 		p.ip4->ttl = 64;
 		p.ip4->check = csum_apply(p.ip4->check, csum_change16(before, *word));
@@ -113,10 +179,10 @@ __attribute__((noinline, weak)) int answer_too_big4(struct xdp_md *ctx, __u32 mt
 	__u8 macs[12], tos;
 	__s64 sum;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || is_group_mac(p.eth))
+	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || !is_answerable(&p) || is_any_icmp_error(&p))
 		return false;
 	length = p.network_end - p.network_at;
-	if (length < QUOTE4_MIN || p.fragment == FRAGMENT_LATER || is_merged(ctx, length))
+	if (length < QUOTE4_MIN || is_merged(ctx, length))
 		return false;
 	quote = length >= QUOTE4_MAX ? QUOTE4_MAX : QUOTE4_MIN;
 	at = p.network_at & 31;
@@ -179,7 +245,7 @@ __attribute__((noinline, weak)) int answer_too_big6(struct xdp_md *ctx, __u32 mt
 	__be32 *rest;
 	__s64 sum;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6 || is_group_mac(p.eth))
+	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6 || !is_answerable(&p) || is_any_icmp_error(&p))
 		return false;
 	length = p.network_end - p.network_at;
 	if (length < QUOTE6_MIN || is_merged(ctx, length))

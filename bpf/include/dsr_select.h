@@ -180,9 +180,13 @@ static __always_inline void choose_for_icmp(struct xdp_md *ctx, struct choice *c
 		choose_for_error(ctx, c, now, number, p);
 	} else if (!echo || now->echo == ECHO_PASS || !vip) {
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
+	} else if (is_martian(now, p)) {
+		choose(c, REASON_MARTIAN_SOURCE, XDP_DROP);
 	} else if (now->echo == ECHO_BACKEND) {
 		c->t.service = vip->echo;
 		choose_by_addresses(c, now, p);
+	} else if (!may_answer(now)) {
+		choose(c, REASON_ANSWER_LIMITED, XDP_DROP);
 	} else if (answer_echo(ctx)) {
 		choose(c, REASON_ECHO_ANSWERED, XDP_TX);
 	} else {
@@ -203,6 +207,11 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 	service = service_record(c->t.service);
 	if (!service) {
 		choose(c, port ? REASON_NO_SERVICE : REASON_PORT_ZERO, port ? XDP_PASS : XDP_DROP);
+		return;
+	}
+	/* Of flows that go on, too: nothing tells them from new ones. */
+	if (is_martian(now, p)) {
+		choose(c, REASON_MARTIAN_SOURCE, XDP_DROP);
 		return;
 	}
 	if (p->network == NETWORK_IPV4)
@@ -231,11 +240,21 @@ static __always_inline void choose_for_flow(struct choice *c, const struct balan
 		c->t.what |= TRANSIT_END;
 }
 
-/* Whether a later fragment's datagram can be for a service. Behind the fragment header, more of IPv6's may stand. */
-static __always_inline bool may_be_of_service(const struct packet *p)
+/*
+ * What varies by flow, of a fragment: later ones know the addresses only, and all of a datagram are to leave with the same
+ * outer source, for reassembly goes by it.
+ */
+static __always_inline __u32 fragment_hash(const struct balancer_settings *now, const struct packet *p)
 {
-	return p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP ||
-	       (p->network == NETWORK_IPV6 && is_extension(p->protocol));
+	if (p->network == NETWORK_IPV4)
+		return flow_hash4(now->seed, p->ip4->saddr, p->ip4->daddr, 0, 0);
+	return flow_hash6(now->seed, (const any_u64 *)&p->ip6->saddr, (const any_u64 *)&p->ip6->daddr, 0, 0);
+}
+
+/* Later fragments of IPv6 do not always tell that they are neither TCP nor UDP. */
+static __always_inline __u32 first_of_others(const struct packet *p)
+{
+	return p->network == NETWORK_IPV6 && p->fragment == FRAGMENT_FIRST ? CHOICE_FIRST : 0;
 }
 
 /* What is neither a whole segment nor a whole datagram. Global: few packets need it. Weak: see parse.h. */
@@ -247,8 +266,13 @@ __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct c
 	if (!now || !c || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return 0;
 	c->flags = CHOICE_REST;
-	if (p.fragment == FRAGMENT_LATER && may_be_of_service(&p)) {
-		c->t.backend = fragment_find(&p, ctx, &c->t.service, &c->hash);
+	if (p.routed) {
+		choose(c, REASON_ROUTING_HEADER, XDP_PASS);
+		if (p.fragment == FRAGMENT_FIRST)
+			c->flags |= CHOICE_FIRST;
+	} else if (p.fragment == FRAGMENT_LATER && may_be_of_service(&p)) {
+		c->t.backend = fragment_find(&p, ctx, &c->t.service);
+		c->hash = fragment_hash(now, &p);
 		if (c->t.backend == FRAGMENT_HOST)
 			choose(c, REASON_NO_SERVICE, XDP_PASS);
 		else if (!c->t.backend)
@@ -257,13 +281,17 @@ __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct c
 			c->reason = REASON_FORWARDED;
 	} else if (!p.transport_header) {
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
+		c->flags |= first_of_others(&p);
 	} else if (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP) {
 		choose_for_flow(c, now, vip, &p);
-		if (p.fragment == FRAGMENT_FIRST)
+		if (p.fragment == FRAGMENT_FIRST) {
 			c->flags |= CHOICE_FIRST;
+			c->hash = fragment_hash(now, &p);
+		}
 	} else if (p.fragment) {
 		/* A fragmented echo or error: nobody sends them, and a part cannot be answered. */
 		choose(c, REASON_NO_SERVICE, XDP_PASS);
+		c->flags |= first_of_others(&p);
 	} else {
 		choose_for_icmp(ctx, c, now, vip, &p);
 	}

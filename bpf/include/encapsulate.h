@@ -13,7 +13,7 @@
 struct inner {
 	__u32 network_at; /* offset of its header, so the length of the Ethernet header and tags */
 	__u32 length;     /* by its own header */
-	__be16 id;
+	__be16 id;       /* for the outer header */
 	__be16 frag_off; /* IP_DF or 0: as in the packet; set for IPv6 */
 	__u8 network;    /* enum packet_network */
 	__u8 traffic_class;
@@ -24,6 +24,15 @@ static __always_inline __u8 ipv6_traffic_class(const struct ipv6hdr *ip)
 	return ip->priority << 4 | ip->flow_lbl[0] >> 4;
 }
 
+/*
+ * Packets of one outer source must not have the same identification (RFC 6864), but the fragments of a datagram have: each
+ * offset adds an amount of its own.
+ */
+static __always_inline __be16 fragment_id(const struct iphdr *ip)
+{
+	return ip->id + (ip->frag_off & bpf_htons(IP_OFFSET)) * 0x9e37U;
+}
+
 static __always_inline void inner_read(const struct packet *p, struct inner *inner)
 {
 	inner->network_at = p->network_at;
@@ -31,7 +40,7 @@ static __always_inline void inner_read(const struct packet *p, struct inner *inn
 	inner->network = p->network;
 	if (p->network == NETWORK_IPV4) {
 		inner->traffic_class = p->ip4->tos;
-		inner->id = p->ip4->id;
+		inner->id = fragment_id(p->ip4);
 		inner->frag_off = p->ip4->frag_off & bpf_htons(IP_DF);
 	} else {
 		inner->traffic_class = ipv6_traffic_class(p->ip6);
@@ -69,7 +78,7 @@ static __always_inline void *make_room(struct xdp_md *ctx, const struct inner *i
 	return data;
 }
 
-/* An outer IPv4 header. The flags are those inside, so that what may be fragmented still may. */
+/* An outer IPv4 header. */
 static __always_inline void fill_outer4(struct iphdr *outer, const struct inner *inner, __be32 source,
 					__be32 destination)
 {

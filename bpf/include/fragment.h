@@ -32,31 +32,35 @@ __attribute__((noinline, weak)) __u64 fragment_way_rank(__u64 word, __u64 now)
 FLOW_TABLE_OF(fragments, fragment_way_rank);
 
 /*
- * Where the IPv6 fragment header is: before what a later fragment carries; of a first one, we look only where
- * no other extension stands between it and the transport header.
+ * Whether a later fragment's datagram can be for a service. Behind an IPv6 fragment header, more extension headers may
+ * stand.
  */
+static __always_inline bool may_be_of_service(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP ||
+	       (p->network == NETWORK_IPV6 && is_extension(p->protocol));
+}
+
 static __always_inline struct frag_hdr *fragment_header(const struct packet *p, struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 at = p->fragment == FRAGMENT_LATER ? p->at : (__u32)(p->transport_header - p->data);
-	struct frag_hdr *header;
+	struct frag_hdr *header = data + (p->fragment_at & PACKET_OFFSET_MASK);
 
-	if (at < sizeof(*header) || at > 0x7ff)
-		return NULL;
-	header = data + ((at - sizeof(*header)) & 0x7ff);
-	if ((void *)(header + 1) > end || header->nexthdr != p->protocol)
-		return NULL;
-	return header;
+	return p->fragment_at && (void *)(header + 1) <= end ? header : NULL;
 }
 
-/* What all fragments of one datagram have in common, 0 when it cannot be told. A tag: 1 pair in 2^64 is mistaken. */
+/*
+ * What all fragments of one datagram have in common, 0 when it cannot be told. A tag: 1 pair in 2^64 is mistaken. In IPv6,
+ * the protocol is not of it: later fragments need not name the same as the first (RFC 8200, 4.5).
+ */
 static __always_inline __u64 fragment_key(const struct packet *p, struct xdp_md *ctx, const struct flow_table *table)
 {
 	__u32 words[FLOW_HASH_WORDS] = {};
 	struct frag_hdr *header;
 
-	words[9] = (__u32)p->network << 8 | p->protocol;
+	words[9] = (__u32)p->network << 8;
 	if (p->network == NETWORK_IPV4) {
+		words[9] |= p->protocol;
 		words[0] = p->ip4->saddr;
 		words[4] = p->ip4->daddr;
 		words[8] = p->ip4->id;
@@ -76,7 +80,7 @@ static __always_inline __u64 fragment_time(void)
 }
 
 /* What was remembered for a later fragment, the service in the upper 16 bits; 0 when its first one has not been seen. */
-static __always_inline __u32 fragment_recall(const struct packet *p, struct xdp_md *ctx, __u32 *hash)
+static __always_inline __u32 fragment_recall(const struct packet *p, struct xdp_md *ctx)
 {
 	struct flow_table *table = fragments_open();
 	struct flow_entry entry;
@@ -90,14 +94,13 @@ static __always_inline __u32 fragment_recall(const struct packet *p, struct xdp_
 	value = flow_value(entry.word);
 	if (((fragment_time() - (value >> FRAGMENT_TIME_SHIFT)) & FRAGMENT_TIME_MASK) > FRAGMENT_LIFE)
 		return 0;
-	*hash = key;
 	return value;
 }
 
 /* The backend of a later fragment, or FRAGMENT_HOST; 0 for none. */
-static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service, __u32 *hash)
+static __always_inline __u32 fragment_find(const struct packet *p, struct xdp_md *ctx, __u32 *service)
 {
-	__u32 value = fragment_recall(p, ctx, hash), number = value & 0xffff;
+	__u32 value = fragment_recall(p, ctx), number = value & 0xffff;
 	struct backend *backend;
 
 	*service = value >> FRAGMENT_SERVICE_SHIFT;
@@ -116,7 +119,7 @@ __attribute__((noinline, weak)) __u64 fragment_key_of_first(struct xdp_md *ctx)
 	struct flow_table *table = fragments_open();
 	struct packet p;
 
-	if (!table || parse(ctx, &p) != REASON_NONE || p.fragment != FRAGMENT_FIRST || !p.transport_header)
+	if (!table || parse(ctx, &p) != REASON_NONE || p.fragment != FRAGMENT_FIRST)
 		return 0;
 	return fragment_key(&p, ctx, table);
 }

@@ -34,12 +34,12 @@ __attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
 {
 	struct nat_settings *s = nat_settings();
 	struct nat_connection *r;
-	__u32 value, hash;
 	struct packet p;
+	__u32 value;
 
 	if (!s || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
 		return 0;
-	value = fragment_recall(&p, ctx, &hash);
+	value = fragment_recall(&p, ctx);
 	if (!value || value == NAT_FRAGMENT_HOST)
 		return value;
 	r = nat_record(s, value >> NAT_FRAGMENT_RECORD_SHIFT);
@@ -69,7 +69,17 @@ __attribute__((noinline, weak)) __u64 nat_other(struct xdp_md *ctx, __u32 vip)
 		return outcome.packed;
 	if ((p.network == NETWORK_IPV6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) != p.icmp->type || p.icmp->code)
 		return outcome.packed;
-	if (!may_answer(b) || !answer_echo(ctx))
+	if (is_martian(b, &p)) {
+		outcome.reason = REASON_MARTIAN_SOURCE;
+		outcome.action = XDP_DROP;
+		return outcome.packed;
+	}
+	if (!may_answer(b)) {
+		outcome.reason = REASON_ANSWER_LIMITED;
+		outcome.action = XDP_DROP;
+		return outcome.packed;
+	}
+	if (!answer_echo(ctx))
 		return outcome.packed;
 	outcome.reason = REASON_ECHO_ANSWERED;
 	outcome.action = XDP_TX;

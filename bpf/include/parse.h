@@ -41,10 +41,12 @@ struct packet {
 	__u32 network_end; /* where the IP packet ends by its own header: padding lies behind */
 	__be16 ether_type; /* behind the tags */
 	__be16 vlan_tci[PACKET_VLANS_MAX];
+	__u16 fragment_at; /* of an IPv6 fragment: where its fragment header starts */
 	__u8 vlans;
 	__u8 network;  /* enum packet_network */
 	__u8 protocol; /* IANA number of what follows IP and its extension headers */
 	__u8 fragment; /* enum packet_fragment */
+	__u8 routed;   /* an IPv6 routing header has segments left: the destination is not the last one */
 };
 
 /* The next `size` bytes, or NULL when the frame's linear part ends before. */
@@ -206,12 +208,21 @@ static __always_inline enum xdpkit_reason parse_ipv4(struct xdp_md *ctx, struct 
 union extension_walk {
 	__u64 packed;
 	struct {
-		__u32 at;        /* where the transport header starts */
-		__u8 protocol;   /* of the transport header, or the extension that was one too many */
-		__u8 fragment;   /* enum packet_fragment */
-		__u16 reason;    /* enum xdpkit_reason */
+		__u16 at;        /* where the transport header starts */
+		__u16 fragment_at; /* as in struct packet, and all that follow */
+		__u8 fragment;
+		__u8 routed;
+		__u8 reason;     /* enum xdpkit_reason */
+		/*
+		 * Of the transport header, or the extension that was one too many. Last, so that no mask is needed to read it:
+		 * behind a mask, the verifier does not know what was compared before.
+		 */
+		__u8 protocol;
 	};
 };
+
+/* Offset of the fourth field of a routing header (RFC 8200, 4.4). */
+#define ROUTING_SEGMENTS_LEFT 3
 
 static __always_inline bool is_extension(__u8 next)
 {
@@ -231,6 +242,7 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 	struct ipv6_opt_hdr *option;
 	struct frag_hdr *fragment;
 	__u32 start, bits;
+	__u8 *left;
 	int i;
 
 	p.linear = p.end - p.data;
@@ -243,6 +255,8 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 				goto truncated;
 			next = fragment->nexthdr;
 			bits = bpf_ntohs(fragment->frag_off);
+			if (bits & (IP6_OFFSET | IP6_MF))
+				walk.fragment_at = start;
 			if (bits & IP6_OFFSET) {
 				walk.fragment = FRAGMENT_LATER;
 				goto out;
@@ -254,6 +268,12 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 		option = take(&p, sizeof(*option));
 		if (start + sizeof(*option) > network_end || !option)
 			goto truncated;
+		if (next == IPPROTO_ROUTING) {
+			left = (__u8 *)option + ROUTING_SEGMENTS_LEFT;
+			if ((void *)(left + 1) > p.end)
+				goto truncated;
+			walk.routed |= !!*left;
+		}
 		/* AH counts in 4-byte units less two (RFC 4302), the others in 8-byte units less one. */
 		p.at = start + (next == IPPROTO_AH ? (option->hdrlen + 2) * 4 : (option->hdrlen + 1) * 8);
 		if (p.at > network_end) {
@@ -295,6 +315,8 @@ static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct 
 		p->at = walk.at & PACKET_OFFSET_MASK;
 		p->protocol = walk.protocol;
 		p->fragment = walk.fragment;
+		p->fragment_at = walk.fragment_at;
+		p->routed = walk.routed;
 		if (walk.reason)
 			return walk.reason;
 		if (p->fragment == FRAGMENT_LATER)

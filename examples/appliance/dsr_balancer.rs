@@ -33,6 +33,8 @@ struct ServiceTable {
     forwarding: Forwarding,
     #[serde(default)]
     by_source: bool,
+    #[serde(default)]
+    outer_fragments: bool,
     /// Weights.
     backends: BTreeMap<IpAddr, u32>,
     health: Option<HealthTable>,
@@ -72,7 +74,7 @@ impl DsrTable {
                     return Err(ConfigError::new(file, &key, problem));
                 }
             }
-            let service = service.by_source(table.by_source);
+            let service = service.by_source(table.by_source).outer_fragments(table.outer_fragments);
             let mut backends = BTreeMap::new();
             for (backend, weight) in table.backends {
                 // As the balancer lists it.

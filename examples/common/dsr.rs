@@ -11,7 +11,7 @@ use std::{
 use serde_json::json;
 use xdpkit::{
     AttachOptions, Attachment, DsrBalancer, DsrConfig, DsrService, Forwarding, ServiceAddr, Stage as _, TunnelDecap,
-    TunnelDecapConfig, preflight::BalancerKind,
+    TunnelDecapConfig, ipnet::IpNet, preflight::BalancerKind,
 };
 use xdpkit_lab::{
     Namespace,
@@ -164,6 +164,14 @@ pub(crate) struct Tutorial {
     _keep: Box<dyn std::any::Any + Send + Sync>,
 }
 
+/// Where the laboratory's tunnels begin: at its balancer, and at the dummy address of RFC 7600 as long as its host does
+/// not know the next hop.
+pub(crate) fn lab_sources() -> impl Iterator<Item = IpNet> {
+    [IpAddr::from([192, 168, 178, 10]), [192, 0, 0, 8].into(), [0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x10].into()]
+        .into_iter()
+        .map(IpNet::from)
+}
+
 /// A page, as a client got it.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -196,7 +204,8 @@ impl Tutorial {
         let mut decaps = Vec::new();
         if forwarding == Forwarding::IpIp {
             for backend in &backends {
-                let decap = TunnelDecap::load(&TunnelDecapConfig::default().vip(VIP4).vip(VIP6))?;
+                let config = TunnelDecapConfig::default().vip(VIP4).vip(VIP6);
+                let decap = TunnelDecap::load(&lab_sources().fold(config, TunnelDecapConfig::source))?;
                 let attachment = backend.run(|| decap.attach(&AttachOptions::new("eth0")))?;
                 decaps.push((decap, attachment));
             }

@@ -195,16 +195,25 @@ impl Output {
 /// Says what the host lacks, as far as packets suffer from it.
 pub(crate) fn warn(output: Output, findings: impl IntoIterator<Item = Finding>) {
     for finding in findings.into_iter().filter(|finding| finding.severity > Severity::Advice) {
-        let line = json!({
-            "event": "warning",
-            "finding": finding.kind.name(),
-            "severity": finding.severity.name(),
-            "object": finding.object,
-            "text": finding.text,
-            "remedy": finding.remedy,
-        });
-        output.line(&line, || finding.to_string());
+        let (severity, remedy) = (finding.severity.name(), finding.remedy.as_deref());
+        warning(output, finding.kind.name(), severity, &finding.object, &finding.text, remedy);
     }
+}
+
+/// Says what is wrong, and how to mend it.
+pub(crate) fn warning(output: Output, finding: &str, severity: &str, object: &str, text: &str, remedy: Option<&str>) {
+    let line = json!({
+        "event": "warning",
+        "finding": finding,
+        "severity": severity,
+        "object": object,
+        "text": text,
+        "remedy": remedy,
+    });
+    output.line(&line, || match remedy {
+        Some(remedy) => format!("{severity}: {object}: {text}: {remedy}"),
+        None => format!("{severity}: {object}: {text}"),
+    });
 }
 
 /// Says what the host lacks for a balancer on these interfaces, where they are.

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::assert_same_layout;
 
 pub(crate) const IPIP: u32 = 0x100;
+pub(crate) const OUTER_FRAGMENTS: u32 = 0x200;
 
 /// Bits of `CLOCK_MONOTONIC_COARSE` in nanoseconds that times leave out.
 pub(crate) const TIME_SHIFT: u32 = 24;

@@ -184,12 +184,13 @@ pub(crate) struct BalancerSettings {
     pub(crate) vip_mask: u32,
     pub(crate) service_mask: u32,
     pub(crate) echo: u32,
-    pub(crate) answers_per_tick: u32,
+    pub(crate) answers_per_second: u32,
     pub(crate) next_identity: u64,
     pub(crate) probe_interface: u32,
     pub(crate) probe_base: u32,
     pub(crate) table_size: u32,
     pub(crate) reserved: u32,
+    pub(crate) vip_filter: u64,
 }
 assert_same_layout!(
     BalancerSettings,
@@ -198,9 +199,10 @@ assert_same_layout!(
     vip_mask,
     service_mask,
     echo,
-    answers_per_tick,
+    answers_per_second,
     next_identity,
     probe_interface,
     probe_base,
-    table_size
+    table_size,
+    vip_filter
 );

@@ -54,9 +54,9 @@ pub struct DsrConfig {
     pub outer_v6: Option<Ipv6Net>,
     /// What happens to ICMP echo requests; answered by default. Can be changed later.
     pub echo: Echo,
-    /// Fragmentation Needed and Packet Too Big messages that a CPU sends in a tick of the kernel's clock (1 to 10 ms); 10
-    /// by default.
-    pub answers_per_tick: u32,
+    /// Echo replies, Fragmentation Needed and Packet Too Big messages of the balancer's own in a second, of all CPUs together;
+    /// 10,000 by default. A tenth of them may be sent at once. 0: none. Can be changed later.
+    pub answers_per_second: u32,
     /// Whether a backend of [`Forwarding::L2`] is refused when this host has no direct link to it; true by default. The
     /// program notices in any case.
     pub check_on_link: bool,
@@ -79,7 +79,7 @@ impl Default for DsrConfig {
             outer_v4: None,
             outer_v6: None,
             echo: Echo::Answer,
-            answers_per_tick: 10,
+            answers_per_second: 10_000,
             check_on_link: true,
             ring_bytes: 1 << 16,
         }
@@ -113,7 +113,7 @@ impl DsrConfig {
         outer_v4: Ipv4Net;
         outer_v6: Ipv6Net;
         echo: Echo;
-        answers_per_tick: u32;
+        answers_per_second: u32;
         check_on_link: bool;
         ring_bytes: u32;
     }
@@ -126,7 +126,7 @@ impl DsrConfig {
             table_size: self.table_size,
             seed: self.seed,
             echo: self.echo,
-            answers_per_tick: self.answers_per_tick,
+            answers_per_second: self.answers_per_second,
         }
     }
 

@@ -25,25 +25,37 @@ pub struct DsrService {
     pub forwarding: Forwarding,
     /// Whether all flows of one client address go to the same backend; false by default.
     pub by_source: bool,
+    /// With [`Forwarding::IpIp`] and backends with IPv4 addresses: whether outer packets around IPv4 packets that may be
+    /// fragmented may be fragmented, too, by this host's stack and on the way. Only for backends whose kernel's tunnel device
+    /// takes the outer header off: [`TunnelDecap`](crate::TunnelDecap) cannot put fragments together. False by default: clients
+    /// are told by Fragmentation Needed to send less at once.
+    pub outer_fragments: bool,
 }
 
 impl DsrService {
     /// Backends on this host's links.
     #[must_use]
     pub fn l2() -> Self {
-        Self { forwarding: Forwarding::L2, by_source: false }
+        Self { forwarding: Forwarding::L2, ..Self::default() }
     }
 
     /// Backends anywhere.
     #[must_use]
     pub fn ipip() -> Self {
-        Self { forwarding: Forwarding::IpIp, by_source: false }
+        Self { forwarding: Forwarding::IpIp, ..Self::default() }
     }
 
     /// Sets [`DsrService::by_source`].
     #[must_use]
     pub fn by_source(mut self, by_source: bool) -> Self {
         self.by_source = by_source;
+        self
+    }
+
+    /// Sets [`DsrService::outer_fragments`].
+    #[must_use]
+    pub fn outer_fragments(mut self, outer_fragments: bool) -> Self {
+        self.outer_fragments = outer_fragments;
         self
     }
 }

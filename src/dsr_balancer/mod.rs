@@ -25,7 +25,7 @@ use transition::Transitions;
 use crate::{
     Error, Events, Result, Stage,
     abi::{
-        dsr_balancer::{Event, IN_TRANSITION, IPIP, RECORDED, Settings, UNRECORDED},
+        dsr_balancer::{Event, IN_TRANSITION, IPIP, OUTER_FRAGMENTS, RECORDED, Settings, UNRECORDED},
         service::{SERVICE_BY_SOURCE, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT, Service},
     },
     address::Unmapped as _,
@@ -221,8 +221,8 @@ impl DsrBalancer {
     ///
     /// # Errors
     /// [`Error::ServiceExists`]; [`Error::Full`]; [`Error::Invalid`] for addresses that no service or backend can have,
-    /// a backend that is the service's own address, or an L2 backend that is not on a link of this host
-    /// ([`DsrConfig::check_on_link`]). Nothing was changed then.
+    /// a backend that is the service's own address, [`DsrService::outer_fragments`] of a service without outer packets, or an
+    /// L2 backend that is not on a link of this host ([`DsrConfig::check_on_link`]). Nothing was changed then.
     pub fn insert_service(
         &self,
         address: ServiceAddr,
@@ -237,6 +237,13 @@ impl DsrBalancer {
         }
         if service.by_source {
             flags |= SERVICE_BY_SOURCE;
+        }
+        if service.outer_fragments {
+            if service.forwarding != Forwarding::IpIp {
+                let expected = "a service of `Forwarding::IpIp`: others have no outer packets";
+                return Err(Error::Invalid { what: "outer_fragments", value: address.to_string(), expected });
+            }
+            flags |= OUTER_FRAGMENTS;
         }
         let record = Service { flags, ..bytemuck::Zeroable::zeroed() };
         self.edit()?.insert_service(&self.core, address, record, &list)
@@ -333,6 +340,7 @@ impl DsrBalancer {
             service: DsrService {
                 forwarding: forwarding_of(entry),
                 by_source: entry.record.flags & SERVICE_BY_SOURCE != 0,
+                outer_fragments: entry.record.flags & OUTER_FRAGMENTS != 0,
             },
             slots: entry.record.slots,
             slots_in_transition: in_transition as u32,

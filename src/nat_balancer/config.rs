@@ -197,7 +197,8 @@ pub struct NatConfig {
     pub timeouts: NatTimeouts,
     /// What happens to ICMP echo requests for a virtual address; answered by default. [`Echo::Backend`] is refused.
     pub echo: Echo,
-    /// ICMP errors, echo replies and RSTs of the balancer's own that a CPU may send in a second; 10,000 by default.
+    /// ICMP errors, echo replies and RSTs of the balancer's own in a second, of all CPUs together; 10,000 by default. A tenth
+    /// of them may be sent at once. 0: none. Can be changed later.
     pub answers_per_second: u32,
     /// Whether a TCP segment that belongs to no connection, or to one whose backend was killed, is answered with RST; false
     /// by default: it is dropped.
@@ -275,7 +276,7 @@ impl NatConfig {
         ring_bytes: u32;
     }
 
-    pub(super) fn book(&self, hertz: u32) -> BookConfig {
+    pub(super) fn book(&self) -> BookConfig {
         BookConfig {
             services: self.services,
             backends: self.backends,
@@ -283,7 +284,7 @@ impl NatConfig {
             held: 2 * ADDRESSES_MAX as u32,
             seed: self.seed,
             echo: self.echo,
-            answers_per_tick: self.answers_per_second.div_ceil(hertz),
+            answers_per_second: self.answers_per_second,
         }
     }
 
@@ -310,9 +311,9 @@ impl NatConfig {
     }
 
     /// Entries of all maps.
-    pub(super) fn capacities(&self, hertz: u32) -> Result<Vec<(&'static str, u32)>> {
+    pub(super) fn capacities(&self) -> Result<Vec<(&'static str, u32)>> {
         self.check()?;
-        let mut all = self.book(hertz).capacities()?;
+        let mut all = self.book().capacities()?;
         all.extend([
             ("connections", self.records()),
             ("flows_lines", Shape::of_capacity(self.capacity * ENTRIES_A_FLOW).total()),

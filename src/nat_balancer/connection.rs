@@ -130,7 +130,7 @@ pub struct NatServiceStats {
     pub opened: u64,
     /// Connections that found no backend.
     pub no_backend: u64,
-    /// Connections that were refused for other reasons: no room, no port.
+    /// Connections that were refused for other reasons: no room, no port, a source that is not one host.
     pub refused: u64,
     /// Packets that did not fit the way on and were answered with Fragmentation Needed or Packet Too Big.
     pub too_big: u64,

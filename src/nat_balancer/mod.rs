@@ -141,7 +141,7 @@ impl NatBalancer {
     pub fn load(config: &NatConfig) -> Result<Self> {
         let clock = Clock::new()?;
         let hertz = clock.hertz();
-        let sizes = config.capacities(hertz)?;
+        let sizes = config.capacities()?;
         let random = || {
             let mut word = [0; 8];
             sys::fill_random(&mut word);
@@ -151,7 +151,7 @@ impl NatBalancer {
         let core = StageCore::load(&KIND, &config.name, &sizes)?;
         let connections = Arc::new(Connections::create(&core, clock, &settings, config.shape(), random)?);
         let rule = NatRule::new(Arc::clone(&connections), LongMapping::new(core.map("backend_index"))?);
-        let mut book = Book::new(&core, &config.book(hertz), rule)?;
+        let mut book = Book::new(&core, &config.book(), rule)?;
         for address in &config.addresses {
             book.hold(address.unmapped())?;
         }
@@ -207,12 +207,11 @@ impl NatBalancer {
             directory.as_ref(),
             &config.name,
             |directory, name| {
-                let hertz = Clock::new()?.hertz();
                 let fit = |sets: &Sets<'_>, core: &StageCore| {
-                    config.book(hertz).fit(core)?;
+                    config.book().fit(core)?;
                     table::fit(sets, core, config.index())
                 };
-                Self::take_over(directory, name, Some(&Growth { wanted: &config.capacities(hertz)?, fit: &fit }))
+                Self::take_over(directory, name, Some(&Growth { wanted: &config.capacities()?, fit: &fit }))
             },
             || Self::load(config),
             |adopted| adopted.configure(config),
@@ -227,18 +226,18 @@ impl NatBalancer {
     /// [`Error::Superseded`]. Nothing was changed then.
     pub fn configure(&self, config: &NatConfig) -> Result<()> {
         let (core, hertz) = (&self.core, self.connections.clock.hertz());
-        config.capacities(hertz)?;
+        config.capacities()?;
         let timeouts = config.timeouts.ticks(hertz)?;
         let (book, found) = (self.edit()?, self.connections.settings.read(0));
         let capacity = |lines| Shape::capacity_of(lines) / config::ENTRIES_A_FLOW;
         core.is_fixed("capacity", capacity(core.entries("flows_lines")), capacity(config.shape().total()))?;
-        book.check_fixed(core, &config.book(hertz))?;
+        book.check_fixed(core, &config.book())?;
         let ports = format!("{}..={}", found.first_port, found.last_port);
         core.is_fixed("ports", ports, format!("{:?}", config.ports))?;
         let held: BTreeSet<IpAddr> = config.addresses.iter().map(|address| address.unmapped()).collect();
         core.is_fixed("addresses", format!("{:?}", book.held), format!("{held:?}"))?;
         core.is_fixed("ring_bytes", core.entries("events"), config.ring_bytes)?;
-        book.configure(&config.book(hertz));
+        book.configure(&config.book());
         self.write_timeouts(timeouts);
         self.set(offset_of!(Settings, reset_unknown), config.reset_unknown.into());
         self.set(offset_of!(Settings, sample), config.sample);

@@ -34,16 +34,26 @@ pub struct TunnelDecapConfig {
     pub name: String,
     /// The virtual addresses: only packets for these are taken out of their tunnel. At least one.
     pub vips: Vec<IpAddr>,
-    /// Where tunnels may begin: outer source addresses. Empty, the default: anywhere. Name the balancers' outer prefixes,
-    /// or anybody who reaches this host can send it packets in anybody's name past filters that look at the outside.
+    /// Where tunnels may begin: the balancers' outer source addresses. At least one, or [`TunnelDecapConfig::any_source`].
+    /// They are the balancers' outer prefixes ([`DsrConfig::outer_v4`](crate::DsrConfig::outer_v4)); without these, their own
+    /// addresses, and `192.0.0.8/32` for the first packets.
     pub sources: Vec<IpNet>,
+    /// Tunnels may begin anywhere; false by default. Then anybody who reaches this host can send it packets in anybody's
+    /// name, past filters that look at the outside, and it answers to those: it is a reflector.
+    pub any_source: bool,
     /// Where tunnels may end: outer destination addresses, this host's own. Empty, the default: anywhere.
     pub destinations: Vec<IpAddr>,
 }
 
 impl Default for TunnelDecapConfig {
     fn default() -> Self {
-        Self { name: "tunnel_decap".into(), vips: Vec::new(), sources: Vec::new(), destinations: Vec::new() }
+        Self {
+            name: "tunnel_decap".into(),
+            vips: Vec::new(),
+            sources: Vec::new(),
+            any_source: false,
+            destinations: Vec::new(),
+        }
     }
 }
 
@@ -66,6 +76,13 @@ impl TunnelDecapConfig {
     #[must_use]
     pub fn source(mut self, prefix: impl Into<IpNet>) -> Self {
         self.sources.push(prefix.into());
+        self
+    }
+
+    /// Sets [`TunnelDecapConfig::any_source`].
+    #[must_use]
+    pub fn any_source(mut self) -> Self {
+        self.any_source = true;
         self
     }
 
@@ -132,7 +149,8 @@ impl TunnelDecap {
     /// Loads the program and fills its tables.
     ///
     /// # Errors
-    /// [`Error::Invalid`] without a virtual address or with one that no host can have;
+    /// [`Error::Invalid`] without a virtual address or with one that no host can have, and without sources unless any is
+    /// good;
     /// [`Error::MissingCapability`], [`Error::Forbidden`], [`Error::KernelTooOld`], [`Error::NoMemory`],
     /// [`Error::Verifier`], [`Error::Load`].
     pub fn load(config: &TunnelDecapConfig) -> Result<Self> {
@@ -141,6 +159,14 @@ impl TunnelDecap {
         }
         for address in &config.vips {
             check_host("vip", address.unmapped())?;
+        }
+        if config.sources.is_empty() != config.any_source {
+            let value = config.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::Invalid {
+                what: "sources",
+                value,
+                expected: "the balancers' outer sources, or `any_source`",
+            });
         }
         let prefixes = config.prefixes();
         let capacity = u32::try_from(prefixes.len()).unwrap_or(u32::MAX);
@@ -153,7 +179,7 @@ impl TunnelDecap {
             set.map_err(|error| core.map(map).error("add a prefix", error))?;
         }
         let mut any = 0;
-        if config.sources.is_empty() {
+        if config.any_source {
             any |= SOURCE;
         }
         if config.destinations.is_empty() {

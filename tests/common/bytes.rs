@@ -63,7 +63,28 @@ pub(crate) fn echo_reply(frame: &[u8], icmp: usize) -> Vec<u8> {
     let kind = if out[at] >> 4 == 6 { 129 } else { 0 };
     let code = out[icmp + 1];
     put(&mut out, icmp, &[kind, code], &[icmp + 2]);
+    // The equation does not know the checksum of nothing: where it was right, what is right now decides.
+    if icmp_checksum(frame, icmp) == word(frame, icmp + 2) {
+        let sum = icmp_checksum(&out, icmp);
+        out[icmp + 2..icmp + 4].copy_from_slice(&sum.to_be_bytes());
+    }
     out
+}
+
+/// The checksum of an ICMP message from scratch (RFC 1071, RFC 4443).
+fn icmp_checksum(frame: &[u8], icmp: usize) -> u16 {
+    let at = network_at(frame);
+    let (end, mut bytes) = match frame[at] >> 4 {
+        4 => (at + usize::from(word(frame, at + 2)), Vec::new()),
+        _ => {
+            let end = at + 40 + usize::from(word(frame, at + 4));
+            let length = (end - icmp) as u32;
+            (end, [&frame[at + 8..at + 40], &length.to_be_bytes(), &[0, 0, 0, 58]].concat())
+        }
+    };
+    bytes.extend([frame[icmp], frame[icmp + 1], 0, 0]);
+    bytes.extend(&frame[icmp + 4..end]);
+    checksum(&bytes)
 }
 
 /// What tells the sender of a frame that the way on takes packets of `mtu` bytes only.

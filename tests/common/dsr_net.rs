@@ -76,7 +76,7 @@ impl Net {
         let mut decaps = Vec::new();
         if way != Way::L2 {
             for backend in &backends {
-                let config = TunnelDecapConfig::default().vip(VIP4).vip(VIP6);
+                let config = TunnelDecapConfig::default().vip(VIP4).vip(VIP6).any_source();
                 let decap = TunnelDecap::load(&config).unwrap();
                 attached.push(backend.run(|| decap.attach(&AttachOptions::new("eth0"))).unwrap());
                 decaps.push(decap);

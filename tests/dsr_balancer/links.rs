@@ -70,7 +70,7 @@ impl TwoLinks {
 }
 
 fn decapsulate(ns: &Namespace) -> (TunnelDecap, Attachment) {
-    let decap = TunnelDecap::load(&TunnelDecapConfig::default().vip(VIP4).vip(VIP6)).unwrap();
+    let decap = TunnelDecap::load(&TunnelDecapConfig::default().vip(VIP4).vip(VIP6).any_source()).unwrap();
     let attachment = ns.run(|| decap.attach(&AttachOptions::new("eth0"))).unwrap();
     (decap, attachment)
 }

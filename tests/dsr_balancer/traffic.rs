@@ -11,8 +11,9 @@ use xdpkit::{
 };
 use xdpkit_lab::{
     Namespace,
+    packet::PacketSocket,
     topology::DsrIpip,
-    traffic::{TcpEcho, ping, tcp_echo},
+    traffic::{TcpEcho, UdpEcho, ping, tcp_echo, udp_echo},
 };
 
 const WAYS: [Way; 4] = [Way::L2, Way::IpIp(1500), Way::IpIp(1540), Way::Crossed(1540)];
@@ -200,4 +201,52 @@ fn a_kernels_own_tunnel_device_is_a_backend() {
         assert_eq!(echo.peers()[0].ip(), topology.client_addr.both()[usize::from(family6)]);
         assert!(balancer.stats().unwrap().reason(Reason::Forwarded).packets > 10);
     }
+}
+
+/// Packets that may be fragmented and do not fit the tunnel: the balancer's host makes fragments of the outer packets, and a
+/// tunnel device, where this kernel has one, puts them together.
+#[test]
+fn l6_outer_packets_are_fragmented_where_a_service_says_that_its_backends_can_tell() {
+    let topology =
+        DsrIpip::with_mtu(1, crate::common::dsr_net::VIP4.into(), crate::common::dsr_net::VIP6.into(), 1500).unwrap();
+    let (backend, local) = (&topology.backends[0], topology.backend_addrs[0].v4);
+    let has_tunnel = kernel_tunnel(backend, &["ipip"], &local.to_string());
+    let balancer = DsrBalancer::load(&config()).unwrap();
+    let service = ServiceAddr::udp(Net::vip(false), 53);
+    let _attachment = topology.balancer.run(|| {
+        let kind = DsrService::ipip().outer_fragments(true);
+        balancer.insert_service(service, kind, [(local.into(), 1)]).unwrap();
+        balancer.attach(&AttachOptions::new("eth0")).unwrap()
+    });
+    let report = ping(&topology.balancer, local.into(), 1, Duration::ZERO, Duration::from_secs(60)).unwrap();
+    assert_eq!(report.received, 1);
+    // Its datagrams may be fragmented.
+    topology.client.sysctl("net.ipv4.ip_no_pmtu_disc", "1").unwrap();
+    let wire = PacketSocket::open(backend, "eth0").unwrap();
+    let address = SocketAddr::new(Net::vip(false), 53);
+    let payload: Vec<u8> = (0..1472_u32).map(|n| (n * 7) as u8).collect();
+    if has_tunnel {
+        let _echo = UdpEcho::start(backend, address).unwrap();
+        assert!(udp_echo(&topology.client, address, &payload, Duration::from_secs(60)).unwrap() == payload);
+    } else {
+        topology.client.run(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(&payload, address).unwrap();
+        });
+    }
+    let mut parts: Vec<Vec<u8>> = Vec::new();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while parts.len() < 2 {
+        let mut buffer = Vec::new();
+        let is_outer = |frame: &[u8]| frame[12..14] == [8, 0] && frame[23] == 4;
+        wire.drain(&mut buffer, |frame| parts.extend(is_outer(frame).then(|| frame.to_vec()))).unwrap();
+        assert!(std::time::Instant::now() < deadline, "{parts:02x?}; {:?}", balancer.stats());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // More follow, then none do; of one source and identification.
+    assert_eq!((parts[0][20] & 0xe0, parts[1][20] & 0xe0), (0x20, 0));
+    assert_eq!((&parts[0][18..20], &parts[0][26..34]), (&parts[1][18..20], &parts[1][26..34]));
+    let stats = balancer.stats().unwrap();
+    assert_eq!((stats.reason(Reason::TooBig).packets, stats.action(Action::Drop).packets), (1, 0));
+    assert_eq!(balancer.backends(service).unwrap()[0].stats.forwarded.packets, 1);
 }

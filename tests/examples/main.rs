@@ -174,6 +174,7 @@ fn bad_arguments_name_the_flag_the_value_and_what_is_expected() {
              with `*` for any port and IPv6 addresses in brackets",
         ),
         ("dsr_backend", &["--vip", "www"], "--vip: `www`: expected an IPv4 or IPv6 address"),
+        ("dsr_backend", &["--source", "www/8"], "--source: `www/8`: expected an IPv4 or IPv6 address or CIDR"),
     ];
     for (name, arguments, text) in rows {
         assert_eq!(refusal(name, arguments), (2, (*text).to_owned()));
@@ -208,6 +209,7 @@ fn help_lists_every_flag() {
         ("dsr_l2_balancer", "--service SERVICE"),
         ("dsr_ipip_balancer", "--service SERVICE"),
         ("dsr_backend", "--vip ADDR"),
+        ("dsr_backend", "--source CIDR"),
     ] {
         let output = run(name, &["--help"]);
         let text = String::from_utf8(output.stdout).unwrap();
@@ -384,7 +386,17 @@ fn a_dsr_backend_answers_from_tunnels_and_warns_of_what_its_host_lacks() {
     let output = bare.args(["--interface", "eth0", "--vip", "192.0.2.1", "--duration", "0.2"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
-    for lacking in ["192.0.2.1 is none of its addresses", "arp_ignore is 0", "arp_announce is below 2"] {
+    for lacking in [
+        "192.0.2.1 is none of its addresses",
+        "arp_ignore is 0",
+        "arp_announce is below 2",
+        "tunnels may begin anywhere",
+    ] {
         assert!(text.contains(lacking), "{text}");
     }
+    let mut told = pair.server.command(example("dsr_backend"));
+    told.args(["--interface", "eth0", "--vip", "192.0.2.1", "--duration", "0.2"]);
+    let output = told.args(["--source", "10.200.0.0/16", "--source", "2001:db8:200::/64"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && !text.contains("tunnels may begin anywhere"), "{text}");
 }

@@ -134,7 +134,7 @@ fn ip(text: &str) -> IpAddr {
 #[test]
 fn n6_merged_tunnel_packets_come_out_whole() {
     let config = ["192.0.2.1", "2001:db8::1"].iter().fold(TunnelDecapConfig::default(), |c, vip| c.vip(ip(vip)));
-    let decap = TunnelDecap::load(&config).unwrap();
+    let decap = TunnelDecap::load(&config.any_source()).unwrap();
     let length = 70_000;
     for (outer, header) in [(["10.200.3.4", "172.16.0.11"], 20), (["2001:db8:200::9", "2001:db8:d::11"], 40)] {
         let tunnel = |protocol, packet: &Frame| {

@@ -83,7 +83,7 @@ fn n6_big_tcp_passes_every_function_in_generic_mode() {
     let nat = NatBalancer::load(&NatConfig::default()).unwrap();
     let dsr = DsrBalancer::load(&DsrConfig::default()).unwrap();
     let vip: IpAddr = ROUTED_VIPS[0].parse().unwrap();
-    let decap = TunnelDecap::load(&TunnelDecapConfig::default().vip(vip)).unwrap();
+    let decap = TunnelDecap::load(&TunnelDecapConfig::default().vip(vip).any_source()).unwrap();
     // Each has something to do, but not with these packets.
     let service: ServiceAddr = format!("tcp/{vip}:7").parse().unwrap();
     nat.insert(service, &NatService::new(["10.0.0.9:7".parse().unwrap()])).unwrap();

@@ -285,7 +285,7 @@ fn l23_everything_else_is_untouched() {
             ("a port without service", Side::Clients, Frame::tcp(client, at("10.0.0.100:22")), Reason::NoService),
             ("the other protocol", Side::Clients, Frame::udp(client, at("10.0.0.100:80")), Reason::NoService),
             ("GRE", Side::Clients, Frame::ip(client.ip(), ip(VIP4), 47).payload(&[0; 20]), Reason::NoService),
-            ("malformed", Side::Clients, Frame::tcp(client, at("10.0.0.100:80")).data_offset(4), Reason::TcpDataOffset),
+            ("malformed", Side::Clients, Frame::tcp(client, backend).data_offset(4), Reason::TcpDataOffset),
         ] {
             let own = if side == Side::Clients { bench.macs_of_clients().1 } else { bench.macs_of_backends().1 };
             let sent = frame.macs([2, 0, 0, 0, 0, 7], own).build();

@@ -103,6 +103,7 @@ impl<R: SlotRule> Book<R> {
             .iter()
             .map(|(service, entry)| (Key::service(entry.record.vip as u16, service), entry.number))
             .collect();
+        self.addresses.keys().for_each(|address| self.expect_vip(*address));
         for (index, wanted) in [(&self.vip_index, vips), (&self.service_index, services)] {
             index.retain(|word| wanted.iter().any(|(key, number)| key.is(word, *number)));
             for (key, number) in wanted {
@@ -167,7 +168,7 @@ mod tests {
             held: 0,
             seed: 0,
             echo: crate::Echo::Answer,
-            answers_per_tick: 1,
+            answers_per_second: 1,
         };
         let target = |last: u8| Target { address: std::net::Ipv4Addr::new(192, 168, 178, last).into(), port: 80 };
         let service = |text: &str| text.parse::<ServiceAddr>().unwrap();

@@ -59,6 +59,7 @@ impl<R: SlotRule> Book<R> {
             let family = family_of(service.address);
             let record = Vip { address: Address::from(service.address), family, echo, held: 0 };
             self.vips.write(vip.into(), &record);
+            self.expect_vip(service.address);
         }
         let published = added.and_then(|()| {
             let found = self.service_index.insert(Key::service(vip, &service), number)
@@ -85,6 +86,7 @@ impl<R: SlotRule> Book<R> {
         if new {
             let record = Vip { address: address.into(), family: family_of(address), echo: 0, held: 1 };
             self.vips.write(vip.into(), &record);
+            self.expect_vip(address);
             if !self.vip_index.insert(Key::vip(address), vip) {
                 self.addresses.remove(&address);
                 return Err(full(self.vips.len() - 1));

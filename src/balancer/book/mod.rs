@@ -87,8 +87,8 @@ pub(crate) struct BookConfig {
     pub(crate) held: u32,
     pub(crate) seed: u64,
     pub(crate) echo: Echo,
-    /// ICMP messages of our own, a CPU and tick of the kernel's clock.
-    pub(crate) answers_per_tick: u32,
+    /// Messages of our own, all CPUs together.
+    pub(crate) answers_per_second: u32,
 }
 
 impl BookConfig {
@@ -132,13 +132,14 @@ impl BookConfig {
             vip_mask: size_for(self.services + self.held) - 1,
             service_mask: size_for(self.services) - 1,
             echo: self.echo as u32,
-            answers_per_tick: self.answers_per_tick,
+            answers_per_second: self.answers_per_second,
             next_identity: 1,
             probe_interface: 0,
             // Above the ports that Linux gives to connections, where all backends find room there.
             probe_base: (65_535 - self.backends).min(61_000),
             table_size: self.table_size,
             reserved: 0,
+            vip_filter: 0,
         }
     }
 }
@@ -288,7 +289,21 @@ impl<R: SlotRule> Book<R> {
     /// Follows what can change of a configuration.
     pub(crate) fn configure(&self, config: &BookConfig) {
         self.set_echo(config.echo);
-        self.settings.set(0, std::mem::offset_of!(BalancerSettings, answers_per_tick), config.answers_per_tick);
+        self.settings.set(0, std::mem::offset_of!(BalancerSettings, answers_per_second), config.answers_per_second);
+    }
+
+    /// Tells programs that packets from an address like this may be from one of ours: before it is.
+    fn expect_vip(&self, address: IpAddr) {
+        let last = match address {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        };
+        let filter = self.settings.read(0).vip_filter | 1 << (last & 63);
+        let offset = std::mem::offset_of!(BalancerSettings, vip_filter);
+        // Either half has bits only added to it.
+        for (half, word) in bytemuck::cast::<u64, [u32; 2]>(filter).into_iter().enumerate() {
+            self.settings.set(0, offset + 4 * half, word);
+        }
     }
 
     /// All services, in the order of their addresses.

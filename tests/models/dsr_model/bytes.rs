@@ -13,8 +13,7 @@ use crate::common::{
     dsr::{Host, fix_ipv4, mac, neighbour4, neighbour6, network_at, one_hop_further},
 };
 
-/// What must come of a frame, in bytes; `None` for the outer source of what is not known to have one. Completes the
-/// verdict by what the packet's size and hop limit change.
+/// What must come of a frame, in bytes. Completes the verdict by what the packet's size and hop limit change.
 pub(crate) fn expected(host: &Host, model: &Model, g: &Generated, verdict: &mut Verdict) -> Vec<u8> {
     if verdict.reason == Reason::EchoAnswered {
         return echo_reply(&g.frame, g.icmp);
@@ -38,9 +37,9 @@ pub(crate) fn expected(host: &Host, model: &Model, g: &Generated, verdict: &mut 
         (true, true) => 40,
     };
     if length + overhead > 1500 {
-        let later = matches!(g.what, What::Later { .. });
-        // What no wire of this interface carries was merged, and gets no answer.
-        if length > 1500 || !family6 && (g.frame[at + 6] & 0x40 == 0 || later) {
+        // What no wire of this interface carries was merged, and gets no answer; nor do errors and later fragments.
+        let is_answerable = length <= 1500 && !matches!(g.what, What::Later { .. } | What::Error(_));
+        if !is_answerable {
             (verdict.action, verdict.reason) = (Action::Drop, Reason::TooBig);
             return g.frame.clone();
         }
@@ -71,7 +70,13 @@ pub(crate) fn expected(host: &Host, model: &Model, g: &Generated, verdict: &mut 
         out.extend((length as u16 + 20).to_be_bytes());
         match family6 {
             true => out.extend([0, 0, 0x40, 0]),
-            false => out.extend([moved[at + 4], moved[at + 5], moved[at + 6] & 0x40, 0]),
+            false => {
+                // Each offset adds an amount of its own.
+                let offset = u16::from_ne_bytes([moved[at + 6] & 0x1f, moved[at + 7]]);
+                let identification = u16::from_ne_bytes([moved[at + 4], moved[at + 5]]);
+                out.extend(identification.wrapping_add(offset.wrapping_mul(0x9e37)).to_ne_bytes());
+                out.extend([0x40, 0]);
+            }
         }
         out.extend([64, protocol, 0, 0, 10, 200]);
         out.extend(&hash.to_ne_bytes()[2..]);
@@ -81,18 +86,4 @@ pub(crate) fn expected(host: &Host, model: &Model, g: &Generated, verdict: &mut 
     }
     out.extend(&moved[at..]);
     out
-}
-
-/// Clears the outer source, and what depends on it.
-pub(crate) fn without_outer_source(frame: &[u8]) -> Vec<u8> {
-    let mut frame = frame.to_vec();
-    let at = network_at(&frame);
-    if frame[at] >> 4 == 4 {
-        frame[at + 10..at + 16].fill(0);
-    } else {
-        frame[at + 1] &= 0xf0;
-        frame[at + 2..at + 4].fill(0);
-        frame[at + 8..at + 24].fill(0);
-    }
-    frame
 }

@@ -14,6 +14,9 @@ const VIPS: [[&str; 2]; 3] = [
     ["192.168.178.101", "2001:db8:b::101"],
     ["203.0.113.9", "2001:db8:ffff::9"],
 ];
+/// Sources that are not one host, or ours.
+const MARTIANS: [[&str; 4]; 2] =
+    [["0.1.2.3", "127.0.0.1", "239.1.2.3", "192.168.178.101"], ["::", "::1", "ff02::1", "2001:db8:b::101"]];
 const PORTS: [u16; 4] = [80, 53, 443, 9999];
 
 /// A frame, and what it is to the model.
@@ -31,7 +34,10 @@ pub(crate) struct Generated {
 /// `window`: fragments are remembered for half a minute, so identifications do not stay in use for longer.
 pub(crate) fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated {
     let family6 = random.bool();
-    let source = client(family6, random.u32(..40));
+    let source = match random.u8(..24) {
+        0 => MARTIANS[usize::from(family6)][random.usize(..4)].parse().unwrap(),
+        _ => client(family6, random.u32(..40)),
+    };
     let destination: IpAddr = match random.u8(..12) {
         0 => "198.51.100.1",
         n => VIPS[usize::from(n) % 3][usize::from(family6)],
@@ -79,6 +85,14 @@ pub(crate) fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated 
                 .payload(&quoted[..random.usize(header..=quoted.len())]);
             (frame, What::Error(ours.then_some((client, port, if tcp { 6 } else { 17 }))))
         }
+        3 if family6 && tcp => {
+            let first = random.bool();
+            let frame = transport(segment()).extension(extension::ROUTING, &[4, random.u8(1..), 0, 0, 0, 0]);
+            (if first { frame.fragment(0, true) } else { frame }, What::Routed { first })
+        }
+        3 if family6 && flags == 2 => {
+            (Frame::ip(source, destination, 47).payload(&payload).fragment(0, true), What::OtherFirst)
+        }
         3 => (Frame::ip(source, destination, 47).payload(&payload), What::Other),
         4 if tcp => {
             (transport(Frame::tcp(from, to).data_offset(random.u8(..5))), What::Malformed(Reason::TcpDataOffset))
@@ -92,7 +106,9 @@ pub(crate) fn generate(random: &mut Rng, host: &Host, window: u32) -> Generated 
         }
         _ => (transport(segment()), flow(false)),
     };
-    if !matches!(what, What::Later { .. } | What::Flow { first: true, .. }) && random.u8(..4) == 0 {
+    if !matches!(what, What::Later { .. } | What::Flow { first: true, .. } | What::Routed { .. } | What::OtherFirst)
+        && random.u8(..4) == 0
+    {
         frame = frame.options(&[1; 4]).extension(extension::DESTINATION, &[]);
     }
     for _ in 0..random.u8(..6).saturating_sub(3) {

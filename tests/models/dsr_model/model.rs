@@ -45,6 +45,8 @@ pub(crate) struct Service {
 pub(crate) enum What {
     Malformed(Reason),
     Other,
+    /// Of an IPv6 datagram of another protocol.
+    OtherFirst,
     Echo,
     /// The client and port of the quoted packet, its other port and protocol; `None`: nothing of ours.
     Error(Option<(SocketAddr, u16, u8)>),
@@ -57,6 +59,10 @@ pub(crate) enum What {
     },
     Later {
         protocol: u8,
+    },
+    /// An IPv6 routing header has segments left; whether it is a first fragment.
+    Routed {
+        first: bool,
     },
 }
 
@@ -71,7 +77,7 @@ pub(crate) struct Verdict {
     pub(crate) hash: Option<u32>,
 }
 
-/// What all fragments of one have in common: source, destination, protocol, identification.
+/// What all fragments of one have in common: source, destination, protocol (0: IPv6), identification.
 type Datagram = (IpAddr, IpAddr, u8, u32);
 
 pub(crate) struct Model {
@@ -169,15 +175,29 @@ impl Model {
             None => Verdict { action: Action::Drop, reason: Reason::NoBackend, to: None, hash: None },
             Some((backend, _)) => Verdict { action: Action::Tx, reason, to: Some((service, backend)), hash },
         };
+        let datagram = |protocol| (source, vip, if vip.is_ipv6() { 0 } else { protocol }, identification);
+        // Later fragments have no ports; all of a datagram have the same.
+        let of_fragments = hash(self.seed, source, vip, 0) as u32;
         match what {
             What::Malformed(reason) => no(Action::Drop, reason),
+            What::Routed { first } => {
+                if first {
+                    self.fragments.insert(datagram(0), None);
+                }
+                no(Action::Pass, Reason::RoutingHeader)
+            }
             What::Other => no(Action::Pass, Reason::NoService),
+            What::OtherFirst => {
+                self.fragments.insert(datagram(0), None);
+                no(Action::Pass, Reason::NoService)
+            }
+            What::Echo if self.is_martian(source) => no(Action::Drop, Reason::MartianSource),
             What::Echo => no(Action::Tx, Reason::EchoAnswered),
             What::Later { protocol } if !may_be_of_service(vip, protocol) => no(Action::Pass, Reason::NoService),
-            What::Later { protocol } => match self.fragments.get(&(source, vip, protocol, identification)) {
+            What::Later { protocol } => match self.fragments.get(&datagram(protocol)) {
                 Some(None) => no(Action::Pass, Reason::NoService),
                 Some(Some((service, identity))) if !self.services[*service].killed.contains(identity) => {
-                    forward(*service, Some(*identity), Reason::Forwarded, None)
+                    forward(*service, Some(*identity), Reason::Forwarded, Some(of_fragments))
                 }
                 _ => no(Action::Drop, Reason::FragmentUnknown),
             },
@@ -196,19 +216,31 @@ impl Model {
                         return no(Action::Drop, Reason::PortZero);
                     }
                     if first {
-                        self.fragments.insert((source, vip, protocol, identification), None);
+                        self.fragments.insert(datagram(protocol), None);
                     }
                     return no(Action::Pass, Reason::NoService);
                 };
+                if self.is_martian(source) {
+                    return no(Action::Drop, Reason::MartianSource);
+                }
                 let client = SocketAddr::new(source, client_port);
                 let (slot, hash) = self.slot(service, client, port);
                 let identity = self.services[service].transit(slot, client, port, flags, false);
                 if let (true, Some(identity)) = (first, identity) {
-                    self.fragments.insert((source, vip, protocol, identification), Some((service, identity)));
+                    self.fragments.insert(datagram(protocol), Some((service, identity)));
                 }
-                forward(service, identity, Reason::Forwarded, Some(hash))
+                forward(service, identity, Reason::Forwarded, Some(if first { of_fragments } else { hash }))
             }
         }
+    }
+
+    /// Whether a source is not one host, or one of the virtual addresses.
+    fn is_martian(&self, source: IpAddr) -> bool {
+        let is_no_host = match source {
+            IpAddr::V4(ip) => matches!(ip.octets()[0], 0 | 127 | 224..),
+            IpAddr::V6(ip) => ip.is_unspecified() || ip.is_loopback() || ip.is_multicast(),
+        };
+        is_no_host || self.services.iter().any(|service| service.address.address == source)
     }
 
     /// A flow's slot, and what else varies by flow.

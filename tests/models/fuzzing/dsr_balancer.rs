@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use fastrand::Rng;
 use xdpkit::{Fragment, Network, Reason, Transport};
 
-use super::fragments::{identification, identification_at, make_common};
+use super::fragments::{identification, identification_at, is_routed, make_common};
 use crate::{
     common::dsr::{GATEWAY, Host, client, mac},
     dsr_model::{frames::Generated, model::What, world::SERVICES},
@@ -52,8 +52,10 @@ fn what(frame: &[u8], oracle: &Oracle<'_>) -> What {
         return What::Malformed(reading.reason);
     }
     let Network::Ip { destination, protocol, fragment, .. } = reading.network else { return What::Other };
-    // A first fragment that does not say of which datagram is followed by no other.
     let first = fragment == Fragment::First && identification_at(frame, oracle).is_some();
+    if is_routed(frame, oracle) {
+        return What::Routed { first };
+    }
     match (fragment, reading.transport) {
         (Fragment::Later, _) => What::Later { protocol },
         (_, Some(Transport::Tcp { source, destination, flags })) => {
@@ -62,6 +64,7 @@ fn what(frame: &[u8], oracle: &Oracle<'_>) -> What {
         (_, Some(Transport::Udp { source, destination })) => {
             What::Flow { client_port: source, port: destination, flags: None, first }
         }
+        (Fragment::First, _) if destination.is_ipv6() => What::OtherFirst,
         (Fragment::First, _) => What::Other,
         (_, Some(Transport::Icmp { kind: 8, code: 0 } | Transport::Icmpv6 { kind: 128, code: 0 })) => What::Echo,
         (_, Some(Transport::Icmp { kind: 3 | 11 | 12, .. } | Transport::Icmpv6 { kind: 1..=4, .. })) => {

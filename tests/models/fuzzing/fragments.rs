@@ -10,10 +10,42 @@ use crate::{
     parser_oracle::oracle::{self, Oracle},
 };
 
-/// Where the identification of a fragment stands, as balancers look for it: in IPv6 in the eight bytes before what is
-/// fragmented, when these name its protocol.
+/// What the extension headers of an IPv6 packet say: where the fragment header is that makes it a fragment, and whether a
+/// routing header before the transport header has segments left.
+fn walk(frame: &[u8]) -> (Option<usize>, bool) {
+    let at = network_at(frame);
+    let (mut next, mut at, mut fragment, mut routed) = (frame[at + 6], at + 40, None, false);
+    while matches!(next, 0 | 43 | 44 | 51 | 60) {
+        let length = match next {
+            44 => {
+                let bits = u16::from_be_bytes([frame[at + 2], frame[at + 3]]);
+                if bits & 0xfff9 != 0 {
+                    fragment = Some(at);
+                }
+                if bits & 0xfff8 != 0 {
+                    break;
+                }
+                8
+            }
+            51 => (usize::from(frame[at + 1]) + 2) * 4,
+            _ => (usize::from(frame[at + 1]) + 1) * 8,
+        };
+        routed |= next == 43 && frame[at + 3] != 0;
+        next = frame[at];
+        at += length;
+    }
+    (fragment, routed)
+}
+
+/// Whether a packet's destination is not its last one.
+pub(crate) fn is_routed(frame: &[u8], oracle: &Oracle<'_>) -> bool {
+    let ipv6 = matches!(oracle.reading.network, Network::Ip { source, .. } if source.is_ipv6());
+    ipv6 && oracle.reading.reason == Reason::None && walk(frame).1
+}
+
+/// Where the identification of a fragment stands.
 pub(crate) fn identification_at(frame: &[u8], oracle: &Oracle<'_>) -> Option<Range<usize>> {
-    let Network::Ip { source, protocol, fragment, .. } = oracle.reading.network else { return None };
+    let Network::Ip { source, fragment, .. } = oracle.reading.network else { return None };
     if fragment == Fragment::No || oracle.reading.reason != Reason::None {
         return None;
     }
@@ -21,8 +53,7 @@ pub(crate) fn identification_at(frame: &[u8], oracle: &Oracle<'_>) -> Option<Ran
         let at = network_at(frame);
         return Some(at + 4..at + 6);
     }
-    let at = oracle.at();
-    (at <= 0x7ff && frame[at - 8] == protocol).then(|| at - 4..at)
+    walk(frame).0.map(|at| at + 4..at + 8)
 }
 
 /// The identification, 0 of what has none.

@@ -14,7 +14,7 @@ use xdpkit::{
 use xdpkit_lab::frame::tcp;
 
 use super::{
-    fragments::{identification, make_common},
+    fragments::{identification, is_routed, make_common},
     tally::{Tally, Verdict},
 };
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
 /// A service by its number in [`SERVICES`], and a client.
 type Key = (usize, SocketAddr);
 
-/// Addresses, protocol and identification.
+/// Addresses, protocol (0: IPv6) and identification.
 type Datagram = (IpAddr, IpAddr, u8, u32);
 
 pub(crate) struct World {
@@ -171,8 +171,15 @@ impl World {
         let dropped = |reason| ((Action::Drop, reason), frame.to_vec());
         let oracle = oracle::read(frame);
         let reading = &oracle.reading;
+        let own = if side == Side::Clients { self.bench.macs_of_clients().1 } else { self.bench.macs_of_backends().1 };
+        let is_for_us = frame[..6] == own;
         if reading.reason != Reason::None {
-            return left_alone(reading.reason);
+            let is_ours = |ip| self.services.iter().any(|(service, _)| service.address == ip);
+            return match reading.network {
+                Network::Ip { destination, .. } if is_ours(destination) && !is_for_us => left_alone(Reason::NotForUs),
+                Network::Ip { destination, .. } if is_ours(destination) => dropped(reading.reason),
+                _ => left_alone(reading.reason),
+            };
         }
         let Network::Ip { source, destination, hop_limit, protocol, fragment } = reading.network else {
             return left_alone(Reason::NotForVip);
@@ -181,16 +188,22 @@ impl World {
         if !for_vip && self.mode == NatMode::Full {
             return left_alone(Reason::NotForVip);
         }
-        let own = if side == Side::Clients { self.bench.macs_of_clients().1 } else { self.bench.macs_of_backends().1 };
-        if frame[..6] != own {
+        if !is_for_us {
             return left_alone(Reason::NotForUs);
         }
         let ours = |reason| if for_vip { reason } else { Reason::NotForVip };
-        let datagram = (source, destination, protocol, identification(frame, &oracle));
+        let name = if source.is_ipv6() { 0 } else { protocol };
+        let datagram = (source, destination, name, identification(frame, &oracle));
+        if is_routed(frame, &oracle) {
+            if for_vip && fragment == Fragment::First {
+                self.fragments.insert(datagram, None);
+            }
+            return left_alone(ours(Reason::RoutingHeader));
+        }
         let ports = match (fragment, reading.transport) {
             (Fragment::Later, _) => match self.fragments.get(&datagram) {
                 Some(None) => return left_alone(Reason::NoService),
-                None if for_vip && !matches!(protocol, 6 | 17) => return left_alone(Reason::NoService),
+                None if for_vip && !may_be_of_service(source, protocol) => return left_alone(Reason::NoService),
                 None if for_vip => return dropped(Reason::FragmentUnknown),
                 None => return left_alone(Reason::NotForVip),
                 Some(_) if hop_limit <= 1 => return left_alone(Reason::HopLimit),
@@ -208,7 +221,12 @@ impl World {
             {
                 return ((Action::Tx, Reason::EchoAnswered), echo_reply(frame, oracle.at()));
             }
-            _ => return left_alone(ours(Reason::NoService)),
+            _ => {
+                if for_vip && source.is_ipv6() && fragment == Fragment::First {
+                    self.fragments.insert(datagram, None);
+                }
+                return left_alone(ours(Reason::NoService));
+            }
         };
         let (from, to) = (SocketAddr::new(source, ports[0]), SocketAddr::new(destination, ports[1]));
         let is_of = |(service, _): &(ServiceAddr, SocketAddr)| {
@@ -342,6 +360,11 @@ impl World {
         let action = if out_by == side { Action::Tx } else { Action::Redirect };
         ((action, if from_backend { Reason::Answered } else { Reason::Forwarded }), out)
     }
+}
+
+/// Whether a later fragment's datagram can be TCP or UDP. Behind IPv6's fragment header, other extensions may stand.
+fn may_be_of_service(source: IpAddr, protocol: u8) -> bool {
+    matches!(protocol, 6 | 17) || source.is_ipv6() && matches!(protocol, 0 | 43 | 44 | 51 | 60)
 }
 
 /// Gives an IP packet this source unless it has another neighbour's: nobody answers for others here.
