@@ -54,7 +54,7 @@ fn dsr(with: DsrService) -> DsrBalancer {
 
 fn decap() -> TunnelDecap {
     let config = VIPS.iter().fold(TunnelDecapConfig::default(), |config, vip| config.vip(ip(vip)));
-    TunnelDecap::load(&config).unwrap()
+    TunnelDecap::load(&config.any_source()).unwrap()
 }
 
 fn reflector() -> PacketMonitor {

@@ -268,17 +268,17 @@ __attribute__((noinline, weak)) __u64 walk_extensions(struct xdp_md *ctx, __u32 
 		option = take(&p, sizeof(*option));
 		if (start + sizeof(*option) > network_end || !option)
 			goto truncated;
-		if (next == IPPROTO_ROUTING) {
-			left = (__u8 *)option + ROUTING_SEGMENTS_LEFT;
-			if ((void *)(left + 1) > p.end)
-				goto truncated;
-			walk.routed |= !!*left;
-		}
 		/* AH counts in 4-byte units less two (RFC 4302), the others in 8-byte units less one. */
 		p.at = start + (next == IPPROTO_AH ? (option->hdrlen + 2) * 4 : (option->hdrlen + 1) * 8);
 		if (p.at > network_end) {
 			walk.reason = REASON_IPV6_EXTENSION_TRUNCATED;
 			goto out;
+		}
+		if (next == IPPROTO_ROUTING) {
+			left = (__u8 *)option + ROUTING_SEGMENTS_LEFT;
+			if ((void *)(left + 1) > p.end)
+				goto truncated;
+			walk.routed |= !!*left;
 		}
 		next = option->nexthdr;
 	}
