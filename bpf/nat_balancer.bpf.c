@@ -118,17 +118,6 @@ enum nat_kind {
 	NAT_ERROR = 2,    /* an ICMP error about such */
 };
 
-/* Whether who wants a connection is not one host. A function of its own for its stack. */
-__attribute__((noinline, weak)) int nat_is_martian(struct nat_wish *wish)
-{
-	struct balancer_settings *b = balancer_settings();
-
-	if (!b || !wish)
-		return true;
-	return wish->flags & NAT_IPV6 ? is_martian6(b, (const struct in6_addr *)wish->client) :
-					is_martian4(b, wish->client[0]);
-}
-
 /*
  * Brings the packet's connection forward, or opens one; answers union nat_opened. `record` is what was found, and `found` whether. Only packets
  * that may say something new get here.

@@ -5,6 +5,7 @@
 
 #include "nat_entry.h"
 #include "nat_schedule.h"
+#include "martian.h"
 
 /* Places that are looked at for one connection. With half of all records in use, all are taken once in 2^32. */
 #define NAT_ATTEMPTS 32
@@ -226,6 +227,17 @@ __attribute__((noinline, weak)) __u64 nat_establish(struct nat_wish *wish, __u32
 	else
 		opened.fresh = true;
 	return opened.packed;
+}
+
+/* Whether who wants a connection is not one host. A function of its own for its stack. */
+__attribute__((noinline, weak)) int nat_is_martian(struct nat_wish *wish)
+{
+	struct balancer_settings *b = balancer_settings();
+
+	if (!b || !wish)
+		return true;
+	return wish->flags & NAT_IPV6 ? is_martian6(b, (const struct in6_addr *)wish->client) :
+					is_martian4(b, wish->client[0]);
 }
 
 /* Opens a connection, or finds the one that another CPU opens at the same moment. */
