@@ -219,7 +219,12 @@ impl Oracle<'_> {
                 self.policies.push(Difference::NinthExtension);
                 return Err(Reason::Ipv6ExtensionChain);
             }
-            self.look_at(if next == ip_number::IPV6_FRAG { 8 } else { 2 });
+            self.look_at(match next {
+                ip_number::IPV6_FRAG => 8,
+                // Whether segments are left.
+                ip_number::IPV6_ROUTE => 4,
+                _ => 2,
+            });
             let length;
             (next, length) = match next {
                 ip_number::IPV6_FRAG => {
