@@ -95,7 +95,7 @@ __attribute__((noinline, weak)) __u64 refuse_too_big(struct xdp_md *ctx, __u32 s
 	struct service_state *state = bpf_map_lookup_elem(&service_states, &service);
 	struct balancer_settings *now = balancer_settings();
 
-	if (!now || !state || !may_answer(now))
+	if (!now || !state || !is_answerable(ctx, true) || !may_answer(now))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
 	if (!(network == NETWORK_IPV4 ? answer_too_big4(ctx, mtu) : answer_too_big6(ctx, mtu)))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
@@ -103,24 +103,43 @@ __attribute__((noinline, weak)) __u64 refuse_too_big(struct xdp_md *ctx, __u32 s
 	return verdict(REASON_TOO_BIG_ANSWERED, XDP_TX);
 }
 
+/* An ICMP echo request for one of our addresses, which answers by itself. Global: few packets need it. Weak: see parse.h. */
+__attribute__((noinline, weak)) __u64 reply_to_echo(struct xdp_md *ctx)
+{
+	struct balancer_settings *now = balancer_settings();
+
+	if (!now || !may_answer(now))
+		return verdict(REASON_ANSWER_LIMITED, XDP_DROP);
+	if (!is_answerable(ctx, false) || !answer_echo(ctx, is_blank_echo(ctx)))
+		return verdict(REASON_NO_SERVICE, XDP_PASS);
+	return verdict(REASON_ECHO_ANSWERED, XDP_TX);
+}
+
 static __always_inline __u64 send(struct xdp_md *ctx, struct next_hop *hop, __u32 reason)
 {
 	return verdict(reason, next_hop_send(ctx, hop));
 }
 
-/* To a neighbour, as it is but for the MACs. */
-static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet *p, __u32 number,
-					struct next_hop *hop, __u32 reason)
+/* To a neighbour whose MAC is known, as it is but for the MACs. */
+static __always_inline __u64 send_l2(struct xdp_md *ctx, const struct packet *p, struct next_hop *hop, __u32 reason)
 {
 	void *data = p->data;
 
-	if (hop->state == NEXT_HOP_UNRESOLVED)
-		return ask_for_neighbour(ctx, number) ? verdict(REASON_UNRESOLVED, XDP_PASS) :
-							verdict(REASON_UNRESOLVED, XDP_DROP);
 	if (data + sizeof(struct ethhdr) > p->end)
 		return verdict(REASON_NO_ROOM, XDP_DROP);
 	__builtin_memcpy(data, hop->macs, 12);
 	return send(ctx, hop, reason);
+}
+
+static __always_inline __u64 resolve_l2(struct xdp_md *ctx, __u32 number)
+{
+	return verdict(REASON_UNRESOLVED, ask_for_neighbour(ctx, number) ? XDP_PASS : XDP_DROP);
+}
+
+static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet *p, __u32 number,
+					struct next_hop *hop, __u32 reason)
+{
+	return hop->state == NEXT_HOP_UNRESOLVED ? resolve_l2(ctx, number) : send_l2(ctx, p, hop, reason);
 }
 
 /* The dummy address of RFC 7600, 192.0.0.8: the host's stack takes no packet from its own address for forwarding. */
@@ -197,8 +216,11 @@ static __always_inline __u32 no_way(const struct next_hop *hop)
  * trace but its reason. The way is looked up for it alone. A hop limit of 255 shows that a socket of this host has sent
  * it (RFC 5082): what the host forwards, such as a client's packet to a port without a service, goes no further. Resets
  * may have any: the host's stack sends some without a socket, and without them a backend that has missed the end of one
- * probe would not take the next, from the same port. Global: probes are few. Weak: see parse.h.
+ * probe would not take the next, from the same port. Global: probes are few. Weak: see parse.h. Names the backend above the
+ * reason when that has to be resolved.
  */
+#define PROBE_BACKEND_SHIFT 16
+
 __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vip)
 {
 	struct balancer_settings *now = balancer_settings();
@@ -236,13 +258,16 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vi
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	if (inner.length > longest(&hop, overhead))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
+	/* The caller resolves it: there is more room on the stack. */
+	if (!ipip && hop.state == NEXT_HOP_UNRESOLVED)
+		return verdict(REASON_UNRESOLVED | number << PROBE_BACKEND_SHIFT, XDP_DROP);
 	if (p.network == NETWORK_IPV4)
 		ipv4_decrement_ttl(p.ip4);
 	else
 		p.ip6->hop_limit--;
 	if (ipip)
 		return forward_ipip(ctx, &inner, backend, &hop, index_hash(number) >> 32, REASON_PROBED);
-	return forward_l2(ctx, &p, number, &hop, REASON_PROBED);
+	return send_l2(ctx, &p, &hop, REASON_PROBED);
 }
 
 /* To the backend that was chosen, with the headers that `p` has found. */
@@ -329,6 +354,8 @@ int dsr_balancer(struct xdp_md *ctx)
 	}
 	if (ctx->ingress_ifindex == now->probe_interface) {
 		v.packed = forward_probe(ctx, vip);
+		if (v.reason >> PROBE_BACKEND_SHIFT)
+			v.packed = resolve_l2(ctx, v.reason >> PROBE_BACKEND_SHIFT);
 		goto end;
 	}
 
@@ -352,7 +379,7 @@ int dsr_balancer(struct xdp_md *ctx)
 	if (c.flags & CHOICE_FIRST && (c.t.backend || c.action == XDP_PASS))
 		fragment_remember(ctx, c.t.backend ? c.t.backend : FRAGMENT_HOST, c.t.service);
 	if (!c.t.backend) {
-		v.packed = verdict(c.reason, c.action);
+		v.packed = c.reason == REASON_ECHO_ANSWERED ? reply_to_echo(ctx) : verdict(c.reason, c.action);
 		goto end;
 	}
 	if (c.flags & CHOICE_REST) {

@@ -75,18 +75,6 @@ static __always_inline bool is_group_mac(const struct ethhdr *eth)
 }
 
 /*
- * Whether a packet may be answered by a message of our own: not one to a group or from one, by its MACs or addresses, and
- * no later fragment.
- */
-static __always_inline bool is_answerable(const struct packet *p)
-{
-	struct balancer_settings *now = balancer_settings();
-
-	return now && p->network >= NETWORK_IPV4 && !is_group_mac(p->eth) && p->fragment != FRAGMENT_LATER &&
-	       !is_martian(now, p);
-}
-
-/*
  * Whether no ICMP error may be sent about a packet, for it is one itself, or of a type that nobody knows; by what an
  * answer must never lead to, more types than those that belong to flows.
  */
@@ -103,21 +91,45 @@ static __always_inline bool is_any_icmp_error(const struct packet *p)
 	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB || type > ICMP_TYPE_MAX;
 }
 
+/*
+ * Whether a packet may be answered by a message of our own, with `by_error` by an ICMP error: not one to a group or from
+ * one, by its MACs or addresses, no later fragment, and no ICMP error by another. Asked before the functions that answer,
+ * not by them: for their stack. Global, as all that few packets need. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) int is_answerable(struct xdp_md *ctx, __u32 by_error)
+{
+	struct balancer_settings *now = balancer_settings();
+	struct packet p;
+
+	if (!now || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || is_group_mac(p.eth) ||
+	    p.fragment == FRAGMENT_LATER || (by_error && is_any_icmp_error(&p)))
+		return false;
+	return !is_martian(now, &p);
+}
+
+/* The checksum of an ICMP echo request of zeroes. Others may have it, too. */
+#define ECHO_BLANK_CHECKSUM bpf_htons(0xf7ff)
 /* Bytes of an echo request that are looked at: of what is longer and zero so far, the rest counts as zero, too. */
 #define ECHO_BYTES_MAX 1472
 
 /*
- * Whether nothing but zeroes stands behind the checksum of an ICMP message. Then the sum of its reply, whose type is zero
- * too, is that of nothing: +0, where RFC 1624 knows only that it is +0 or -0, which have other checksums, ffff and 0000. A
- * receiver takes ffff for either.
+ * Whether nothing but zeroes stands behind the checksum of an ICMP echo request. Then the sum of its reply, whose type is
+ * zero too, is that of nothing: +0, where RFC 1624 knows only that it is +0 or -0, which have other checksums, ffff and
+ * 0000. A receiver takes ffff for either.
  */
-static __always_inline bool is_blank(const struct packet *p)
+__attribute__((noinline, weak)) int is_blank_echo(struct xdp_md *ctx)
 {
-	const __u8 *byte = (const __u8 *)p->icmp + 4;
-	__u32 left = p->network_end - p->at + 4;
+	const __u8 *byte;
+	struct packet p;
+	__u32 left;
 
+	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || !p.transport_header ||
+	    p.icmp->checksum != ECHO_BLANK_CHECKSUM)
+		return false;
+	byte = (const __u8 *)p.icmp + 4;
+	left = p.network_end - p.at + 4;
 	for (__u32 i = 0; i < ECHO_BYTES_MAX; i++) {
-		if (i >= left || (const void *)(byte + i + 1) > p->end)
+		if (i >= left || (const void *)(byte + i + 1) > p.end)
 			break;
 		if (byte[i])
 			return false;
@@ -127,15 +139,15 @@ static __always_inline bool is_blank(const struct packet *p)
 
 /*
  * Turns an echo request into its reply. Only the type changes under the sums: addresses are exchanged. The reply has a
- * hop limit of its own. Global, as all that few packets need. Weak: see parse.h.
+ * hop limit of its own. `blank`: see is_blank_echo().
  */
-__attribute__((noinline, weak)) int answer_echo(struct xdp_md *ctx)
+__attribute__((noinline, weak)) int answer_echo(struct xdp_md *ctx, __u32 blank)
 {
 	struct packet p;
 	any_u16 *word;
 	__u16 before;
 
-	if (parse(ctx, &p) != REASON_NONE || !p.transport_header || !is_answerable(&p))
+	if (parse(ctx, &p) != REASON_NONE || !p.transport_header)
 		return false;
 	word = (any_u16 *)&p.icmp->type;
 	before = *word;
@@ -143,7 +155,7 @@ __attribute__((noinline, weak)) int answer_echo(struct xdp_md *ctx)
 		p.icmp->type = ICMP_ECHOREPLY;
 		word = (any_u16 *)&p.ip4->ttl;
 		p.icmp->checksum = csum_apply(p.icmp->checksum, csum_change16(before, *(any_u16 *)&p.icmp->type));
-		if (!p.icmp->checksum && is_blank(&p))
+		if (blank)
 			p.icmp->checksum = 0xffff;
 		before = *word;
 		p.ip4->ttl = 64;
@@ -164,7 +176,7 @@ static __always_inline __s64 sum_bytes(void *start, __u32 length, __u32 seed)
 }
 
 /*
- * Replaces the packet by a message to its sender that says how long it may be. What was merged was not so long, and the
+ * Replaces the packet, which is_answerable(), by a message to its sender that says how long it may be. What was merged was not so long, and the
  * device would cut the answer as it would have cut that. False: none may be sent, and the packet
  * is as it was; or (after the second adjustment) it is good for nothing but dropping.
  */
@@ -179,7 +191,7 @@ __attribute__((noinline, weak)) int answer_too_big4(struct xdp_md *ctx, __u32 mt
 	__u8 macs[12], tos;
 	__s64 sum;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || !is_answerable(&p) || is_any_icmp_error(&p))
+	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4)
 		return false;
 	length = p.network_end - p.network_at;
 	if (length < QUOTE4_MIN || is_merged(ctx, length))
@@ -245,7 +257,7 @@ __attribute__((noinline, weak)) int answer_too_big6(struct xdp_md *ctx, __u32 mt
 	__be32 *rest;
 	__s64 sum;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6 || !is_answerable(&p) || is_any_icmp_error(&p))
+	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6)
 		return false;
 	length = p.network_end - p.network_at;
 	if (length < QUOTE6_MIN || is_merged(ctx, length))

@@ -185,12 +185,9 @@ static __always_inline void choose_for_icmp(struct xdp_md *ctx, struct choice *c
 	} else if (now->echo == ECHO_BACKEND) {
 		c->t.service = vip->echo;
 		choose_by_addresses(c, now, p);
-	} else if (!may_answer(now)) {
-		choose(c, REASON_ANSWER_LIMITED, XDP_DROP);
-	} else if (answer_echo(ctx)) {
-		choose(c, REASON_ECHO_ANSWERED, XDP_TX);
 	} else {
-		choose(c, REASON_NO_SERVICE, XDP_PASS);
+		/* By reply_to_echo(), where there is more room on the stack. */
+		choose(c, REASON_ECHO_ANSWERED, XDP_TX);
 	}
 }
 

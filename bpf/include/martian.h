@@ -32,14 +32,32 @@ static __always_inline bool may_be_vip(const struct balancer_settings *now, __u3
 	return now->vip_filter >> (last & 63) & 1;
 }
 
+/* Global: few packets need them, and those that do not have their room on the stack. Weak: see parse.h. */
+__attribute__((noinline, weak)) int is_vip4(__be32 address)
+{
+	struct balancer_settings *now = balancer_settings();
+
+	return now && vip_find4(now, address) != 0;
+}
+
+__attribute__((noinline, weak)) int is_vip6(__be64 first, __be64 second)
+{
+	struct balancer_settings *now = balancer_settings();
+	any_u64 address[2] = { first, second };
+
+	return now && vip_find6(now, (const struct in6_addr *)address) != 0;
+}
+
 static __always_inline bool is_martian4(const struct balancer_settings *now, __be32 source)
 {
-	return !is_one_host4(source) || (may_be_vip(now, bpf_ntohl(source)) && vip_find4(now, source));
+	return !is_one_host4(source) || (may_be_vip(now, bpf_ntohl(source)) && is_vip4(source));
 }
 
 static __always_inline bool is_martian6(const struct balancer_settings *now, const struct in6_addr *source)
 {
-	return !is_one_host6(source) || (may_be_vip(now, ((const __u8 *)source)[15]) && vip_find6(now, source));
+	const any_u64 *half = (const any_u64 *)source;
+
+	return !is_one_host6(source) || (may_be_vip(now, ((const __u8 *)source)[15]) && is_vip6(half[0], half[1]));
 }
 
 /* Whether an IP packet has such a source. */

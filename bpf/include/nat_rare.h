@@ -79,7 +79,7 @@ __attribute__((noinline, weak)) __u64 nat_other(struct xdp_md *ctx, __u32 vip)
 		outcome.action = XDP_DROP;
 		return outcome.packed;
 	}
-	if (!answer_echo(ctx))
+	if (!is_answerable(ctx, false) || !answer_echo(ctx, is_blank_echo(ctx)))
 		return outcome.packed;
 	outcome.reason = REASON_ECHO_ANSWERED;
 	outcome.action = XDP_TX;
@@ -93,7 +93,7 @@ __attribute__((noinline, weak)) __u64 nat_refuse(struct xdp_md *ctx, __u32 reaso
 	struct balancer_settings *b = balancer_settings();
 	struct nat_settings *s = nat_settings();
 
-	if (!s || !b || !s->reset_unknown || !may_answer(b) || !nat_reset(ctx))
+	if (!s || !b || !s->reset_unknown || !is_answerable(ctx, false) || !may_answer(b) || !nat_reset(ctx))
 		return outcome.packed;
 	outcome.reason = REASON_RESET_SENT;
 	outcome.action = XDP_TX;
@@ -107,7 +107,7 @@ __attribute__((noinline, weak)) __u64 nat_too_big(struct xdp_md *ctx, __u32 mtu,
 	union nat_outcome outcome = { .reason = REASON_TOO_BIG, .action = XDP_DROP };
 	struct balancer_settings *b = balancer_settings();
 
-	if (!b || !state || !may_answer(b))
+	if (!b || !state || !is_answerable(ctx, true) || !may_answer(b))
 		return outcome.packed;
 	if (!(ipv6 ? answer_too_big6(ctx, mtu) : answer_too_big4(ctx, mtu)))
 		return outcome.packed;

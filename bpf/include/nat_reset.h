@@ -15,7 +15,7 @@ __attribute__((noinline, weak)) int nat_reset(struct xdp_md *ctx)
 	__u8 flags;
 
 	if (parse(ctx, &p) != REASON_NONE || p.protocol != IPPROTO_TCP || !p.transport_header ||
-	    p.fragment != FRAGMENT_NONE || p.tcp->flags & TCP_RST || !is_answerable(&p))
+	    p.fragment != FRAGMENT_NONE || p.tcp->flags & TCP_RST)
 		return false;
 	length = p.network_end - (p.at - sizeof(struct tcphdr)) - p.tcp->doff * 4;
 	/* The device would cut the answer as it would have cut what was merged. The sender repeats a segment of it. */

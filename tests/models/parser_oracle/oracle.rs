@@ -221,6 +221,7 @@ impl Oracle<'_> {
             }
             self.look_at(match next {
                 ip_number::IPV6_FRAG => 8,
+                // Whether segments are left.
                 ip_number::IPV6_ROUTE => 4,
                 _ => 2,
             });
