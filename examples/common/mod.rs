@@ -246,6 +246,8 @@ pub(crate) fn lacking<'n>(names: impl Iterator<Item = &'n str>, mode: XdpMode) -
     }
     findings.retain(|finding| match finding.kind {
         FindingKind::NoNativeMode | FindingKind::LargeReceiveOffload => mode == XdpMode::Native,
+        // It may be this one's, to be taken over; if not, attaching tells.
+        FindingKind::ProgramAttached => false,
         _ => true,
     });
     findings
