@@ -197,7 +197,8 @@ fn a_flood_of_syns_breaks_no_connection() {
             let end = count.min(start + 10_000);
             flooded += net.balancer_ns.run(|| {
                 let run = |n: &u32| {
-                    let frame = Frame::tcp(from(*n), SocketAddr::new(Net::vip(family6), 80)).flags(tcp::SYN).build();
+                    let frame = Frame::tcp(from(*n), SocketAddr::new(Net::vip(family6), 80)).flags(tcp::SYN);
+                    let frame = frame.macs(xdpkit_lab::frame::SRC_MAC, eth0.mac().unwrap()).build();
                     net.balancer.run(&TestRun::new(&frame).ingress(&eth0, 0)).unwrap().action == Action::Tx
                 };
                 (start..end).filter(run).count()
