@@ -142,7 +142,7 @@ fn as_many_tiers_as_there_may_be_are_replaced_and_adopted() {
     }
 }
 
-/// What it refuses: another value of each setting that the tables were made with. All others are brought to the configuration.
+/// What it refuses: another value of each setting that the tables were made with, a smaller one of those that grow. All others are brought to the configuration.
 #[test]
 fn a_configuration_that_wants_other_tables_is_refused_by_the_settings_name() {
     let (pair, bpffs) = (Pair::new().unwrap(), BpfFs::new().unwrap());
@@ -154,8 +154,8 @@ fn a_configuration_that_wants_other_tables_is_refused_by_the_settings_name() {
         ("prefix_v4", made().prefix_v4(24)),
         ("prefix_v6", made().prefix_v6(56)),
         ("sources", made().sources(1 << 18)),
-        ("bans", made().bans(1 << 17)),
-        ("tiers", made().tiers(2048)),
+        ("bans", made().bans(1 << 8)),
+        ("tiers", made().tiers(100)),
         ("ring_bytes", made().ring_bytes(1 << 19)),
     ];
     for (wanted, config) in others {
