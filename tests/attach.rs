@@ -176,7 +176,7 @@ fn preflight_finds_what_cannot_receive_redirected_frames() {
     // A sender whose checksums are left to the device.
     a.set_offload("eth0", true).unwrap();
     let findings = a.run(|| preflight::interface(&Interface::by_name("eth0").unwrap())).unwrap();
-    assert!(findings.iter().any(|finding| finding.text.contains("ethtool -K eth0 tx off")), "{findings:?}");
+    assert!(findings.iter().any(|finding| finding.remedy.as_deref() == Some("ethtool -K eth0 tx off")), "{findings:?}");
 }
 
 /// With GRO on, a veth end receives XDP frames, but not those that a program on the other end sends back.
@@ -192,7 +192,7 @@ fn preflight_finds_that_frames_sent_back_are_lost_where_only_gro_is_on() {
     let monitor = monitor();
     monitor.set_action(Protocol::Udp, Some(Action::Tx)).unwrap();
     let _attachment = b.run(|| monitor.attach(&AttachOptions::new("eth0"))).unwrap();
-    let (here, there) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+    let (here, there) = ([2, 0, 0, 0, 0, 1], b.mac("eth0").unwrap());
     let frame = Frame::udp("10.0.0.2:1".parse().unwrap(), "10.0.0.1:2".parse().unwrap()).macs(here, there).build();
     let sender = PacketSocket::open(&a, "eth0").unwrap();
     let mut sent = 0;

@@ -123,7 +123,7 @@ fn l3_an_unfinished_checksum_stays_as_wrong_as_it_was_and_the_check_of_its_sende
     veth((sender, "eth1"), (&bench.lab.switch, "beside")).unwrap();
     let advice = || {
         let findings = sender.run(|| preflight::interface(&Interface::by_name("eth1").unwrap())).unwrap();
-        findings.into_iter().filter(|finding| finding.text.contains("ethtool -K eth1 tx off")).count()
+        findings.into_iter().filter(|finding| finding.remedy.as_deref() == Some("ethtool -K eth1 tx off")).count()
     };
     assert_eq!(advice(), 0);
     sender.set_offload("eth1", true).unwrap();
