@@ -82,8 +82,9 @@ fn l22_the_reply_to_an_echo_request_of_zeroes_has_the_checksum_of_nothing() {
     let frame =
         "0200 0000 001b 0200 0000 00c1 0800 4500 001c 0000 0000 4001 8e56 c633 6407 c000 0250 0800 f7ff 0000 0000";
     let digits: Vec<_> = frame.chars().filter(|digit| !digit.is_whitespace()).collect();
-    let frame: Vec<u8> =
+    let mut frame: Vec<u8> =
         digits.chunks(2).map(|pair| u8::from_str_radix(&String::from_iter(pair), 16).unwrap()).collect();
+    frame[..6].copy_from_slice(&host.mac);
     let (_, reason, out) = b.run(&frame);
     assert_eq!((reason, &out[34..38]), (Reason::EchoAnswered, &[0, 0, 0xff, 0xff][..]));
 }
