@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use common::judge;
 use xdpkit::{
     Action, AttachOptions, DsrBalancer, DsrConfig, DsrService, Firewall, FirewallConfig, MonitorConfig, NatBalancer,
     NatConfig, NatService, PacketMonitor, Pipeline, Position, Rate, RateLimiter, RateLimiterConfig, Reason, Rule,
@@ -35,6 +34,15 @@ fn udp(from: &str, to: &str) -> Frame {
 
 /// What comes in, and what becomes of it.
 type Packets<'a> = &'a [(&'a str, Frame, Action, Reason)];
+
+/// What becomes of a frame, and why, as the counters tell; the kernel's own packets may come in meanwhile.
+fn judge(stage: &dyn Stage, frame: &[u8]) -> (Action, Reason) {
+    let before = stage.stats().unwrap();
+    let action = stage.test_run(frame).unwrap().action;
+    let counted = stage.stats().unwrap().since(&before);
+    let own = |line: &&xdpkit::ReasonCount| line.action == action && line.reason != Reason::NeighbourDiscovery;
+    (action, counted.reasons.iter().find(own).expect("it is counted").reason)
+}
 
 /// Twice, fresh and adopted: judges the packets, and carries connections alone and while another stage comes and goes.
 fn lives<S: Stage + Sync>(
