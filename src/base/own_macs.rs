@@ -41,15 +41,10 @@ impl OwnMacs {
 
     /// From now on, those that another instance goes by.
     pub(crate) fn copy(&self, other: &Self) {
-        for (to, from) in self
-            .words
-            .as_ref()
-            .iter()
-            .zip(other.words.as_ref())
-            .skip(1)
-            .chain(self.words.as_ref().iter().zip(other.words.as_ref()).take(1))
-        {
-            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        let (to, from) = (self.words.as_ref(), other.words.as_ref());
+        // The count comes last: what is behind it is not looked at.
+        for at in (1..to.len()).chain([0]) {
+            to[at].store(from[at].load(Ordering::Acquire), Ordering::Release);
         }
     }
 

@@ -151,8 +151,8 @@ impl Firewall {
     /// it wants to go on where the last one ended. An adopted firewall keeps its rules and counters, and follows the
     /// configuration as by [`Firewall::configure`].
     ///
-    /// A configuration with a larger capacity or another engine makes larger tables with the same in them. They are put into every pinned chain at the
-    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    /// A configuration with a larger capacity or another engine makes larger tables with the same in them. They
+    /// are put into every pinned chain at the first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
     ///
     /// # Errors
     /// As [`Firewall::load`], [`Firewall::adopt`] and [`Firewall::configure`].

@@ -197,8 +197,8 @@ impl NatBalancer {
     /// it wants to go on where the last one ended. An adopted balancer keeps its services and connections, and follows the
     /// configuration as by [`NatBalancer::configure`].
     ///
-    /// A configuration with more services or backends makes larger tables with the same in them. They are put into every pinned chain at the
-    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    /// A configuration with more services or backends makes larger tables with the same in them. They
+    /// are put into every pinned chain at the first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
     ///
     /// # Errors
     /// As [`NatBalancer::load`], [`NatBalancer::adopt`] and [`NatBalancer::configure`].

@@ -169,8 +169,8 @@ impl RateLimiter {
     /// it wants to go on where the last one ended. An adopted limiter keeps its tiers, buckets and bans, and follows the
     /// configuration as by [`RateLimiter::configure`].
     ///
-    /// A configuration with more tiers or bans makes larger tables with the same in them. They are put into every pinned chain at the
-    /// first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
+    /// A configuration with more tiers or bans makes larger tables with the same in them. They
+    /// are put into every pinned chain at the first attachment, or by [`Stage::ready`]; from then on the earlier process is superseded.
     ///
     /// # Errors
     /// As [`RateLimiter::load`], [`RateLimiter::adopt`] and [`RateLimiter::configure`].

@@ -64,7 +64,6 @@ pub(crate) trait SlotRule: fmt::Debug + Send {
     }
 }
 
-/// Sizes, and what programs are told.
 /// The book's maps, see [`Carry`].
 pub(crate) const CARRIED: &[(&str, Carry)] = &[
     ("balancer", COPIED),
@@ -78,6 +77,7 @@ pub(crate) const CARRIED: &[(&str, Carry)] = &[
     ("slots", COPIED),
 ];
 
+/// Sizes, and what programs are told.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BookConfig {
     pub(crate) services: u32,
