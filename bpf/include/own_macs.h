@@ -18,8 +18,11 @@ struct {
 	__type(value, struct own_macs);
 } own_macs SEC(".maps");
 
-/* Those of devices on top of the interface, and configured ones. */
-static __noinline bool is_own_besides(__u64 mac)
+/*
+ * Those of devices on top of the interface, and configured ones. Global: the verifier goes through the loop once, not once for
+ * each state in which it is called. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) int is_own_besides(__u64 mac)
 {
 	__u32 zero = 0, at;
 	struct own_macs *own = bpf_map_lookup_elem(&own_macs, &zero);
