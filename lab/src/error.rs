@@ -36,6 +36,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether the kernel was built without what was asked for.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(libc::EOPNOTSUPP))
+    }
+
     /// Sorts an OS error: a refused permission is a message about privileges.
     pub(crate) fn new(action: impl Into<String>, source: io::Error) -> Self {
         let action = action.into();

@@ -40,6 +40,8 @@ mod netlink;
 pub mod packet;
 pub mod prefixes;
 pub mod process;
+mod routing;
+mod stacked;
 mod sys;
 pub mod topology;
 pub mod traffic;
@@ -52,6 +54,8 @@ pub use error::{Error, Result};
 pub use memory::MemoryLimit;
 pub use namespace::Namespace;
 pub use packet::PacketSocket;
+pub use routing::{Route, Rule};
+pub use stacked::{Membership, Tag};
 pub use tun::Tun;
 
 /// Capabilities by number, for [`keep_capabilities`].

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
-use std::net::{IpAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::panic::resume_unwind;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use ipnet::IpNet;
 
 use crate::error::{Context, Error, Result};
-use crate::netlink::{Netlink, NextHop, default_net};
+use crate::netlink::Netlink;
 use crate::sys;
 
 /// A network namespace that exists as long as a clone of this value (or a process inside) does.
@@ -142,37 +142,6 @@ impl Namespace {
     pub fn remove_address(&self, dev: &str, net: IpNet) -> Result<()> {
         let index = self.ifindex(dev)?;
         self.0.netlink.remove_address(index, net).context(|| self.about(dev, &format!("remove address {net}")))
-    }
-
-    /// Adds a route through a gateway.
-    pub fn add_route(&self, dst: IpNet, via: IpAddr) -> Result<()> {
-        let added = self.0.netlink.add_route(dst, NextHop::Via(via));
-        added.context(|| format!("namespace {}: add route to {dst} via {via}", self.name()))
-    }
-
-    /// Adds the default route of the gateway's family.
-    pub fn add_default_route(&self, via: IpAddr) -> Result<()> {
-        self.add_route(default_net(via), via)
-    }
-
-    /// Adds a route to neighbours that are reached directly on an interface.
-    pub fn add_onlink_route(&self, dst: IpNet, dev: &str) -> Result<()> {
-        let added = self.0.netlink.add_route(dst, NextHop::Device(self.ifindex(dev)?));
-        added.context(|| self.about(dev, &format!("add route to {dst}")))
-    }
-
-    /// Adds or replaces a permanent neighbour entry.
-    pub fn add_neighbour(&self, dev: &str, ip: IpAddr, mac: [u8; 6]) -> Result<()> {
-        let added = self.0.netlink.add_neighbour(self.ifindex(dev)?, ip, mac);
-        added.context(|| self.about(dev, &format!("add neighbour {ip}")))
-    }
-
-    /// Makes the kernel forget a neighbour, if it knows it.
-    pub fn forget_neighbour(&self, dev: &str, ip: IpAddr) -> Result<()> {
-        match self.0.netlink.remove_neighbour(self.ifindex(dev)?, ip) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            removed => removed.context(|| self.about(dev, &format!("forget neighbour {ip}"))),
-        }
     }
 
     /// How many RSTs the namespace's own TCP has sent so far, in both families.

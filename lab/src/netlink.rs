@@ -1,6 +1,11 @@
 //! Rtnetlink requests of one namespace: the socket stays in the namespace it was opened in, so
 //! requests need no thread inside.
 
+mod routing;
+mod stacked;
+
+pub(crate) use routing::{RouteRequest, RuleRequest};
+
 use std::fmt::Debug;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,29 +13,15 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoBridge, InfoData, InfoKind, InfoMacVlan, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
     MacVlanMode,
 };
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-
-/// Where a route leads.
-pub(crate) enum NextHop {
-    /// To a gateway that is reachable by other routes.
-    Via(IpAddr),
-    /// Straight out of an interface.
-    Device(u32),
-}
 
 /// A request socket. One request at a time: requests from several threads wait for each other.
 pub(crate) struct Netlink(Mutex<Socket>);
@@ -189,40 +180,6 @@ impl Netlink {
         self.request(RouteNetlinkMessage::DelAddress(message), 0).map(drop)
     }
 
-    pub(crate) fn add_route(&self, dst: IpNet, hop: NextHop) -> io::Result<()> {
-        let dst = dst.trunc();
-        let mut route = RouteMessage::default();
-        route.header.address_family = family(dst.addr());
-        route.header.destination_prefix_length = dst.prefix_len();
-        route.header.table = RouteHeader::RT_TABLE_MAIN;
-        route.header.protocol = RouteProtocol::Static;
-        route.header.kind = RouteType::Unicast;
-        if dst.prefix_len() > 0 {
-            route.attributes.push(RouteAttribute::Destination(RouteAddress::from(dst.addr())));
-        }
-        match hop {
-            NextHop::Via(gateway) => route.attributes.push(RouteAttribute::Gateway(gateway.into())),
-            NextHop::Device(index) => {
-                if dst.addr().is_ipv4() {
-                    route.header.scope = RouteScope::Link;
-                }
-                route.attributes.push(RouteAttribute::Oif(index));
-            }
-        }
-        self.request(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_EXCL).map(drop)
-    }
-
-    pub(crate) fn add_neighbour(&self, index: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
-        let mut entry = neighbour(index, ip);
-        entry.header.state = NeighbourState::Permanent;
-        entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-        self.request(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map(drop)
-    }
-
-    pub(crate) fn remove_neighbour(&self, index: u32, ip: IpAddr) -> io::Result<()> {
-        self.request(RouteNetlinkMessage::DelNeighbour(neighbour(index, ip)), 0).map(drop)
-    }
-
     /// Sends one request and collects the answers up to its acknowledgement.
     fn request(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,19 +219,6 @@ fn family(ip: IpAddr) -> AddressFamily {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
     }
-}
-
-fn neighbour(index: u32, ip: IpAddr) -> NeighbourMessage {
-    let mut entry = NeighbourMessage::default();
-    entry.header.family = family(ip);
-    entry.header.ifindex = index;
-    entry.header.kind = RouteType::Unicast;
-    let ip = match ip {
-        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
-        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
-    };
-    entry.attributes = vec![NeighbourAttribute::Destination(ip)];
-    entry
 }
 
 /// The default route of a gateway's family.

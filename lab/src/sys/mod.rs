@@ -1,6 +1,7 @@
 //! The system calls that std has no name for: the only place with `unsafe`.
 
 pub(crate) mod bpf;
+pub(crate) mod ethtool;
 pub(crate) mod memory;
 pub(crate) mod mount;
 pub(crate) mod socket;

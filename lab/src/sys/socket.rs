@@ -16,19 +16,19 @@ pub(crate) const OFFLOADS: [u32; 4] = [0x17, 0x1f, 0x24, GRO];
 /// `ETHTOOL_SGRO`.
 pub(crate) const GRO: u32 = 0x2c;
 
-/// `struct ethtool_value`.
-#[repr(C)]
-struct EthtoolValue {
-    cmd: u32,
-    data: u32,
-}
-
 /// Sets one of [`OFFLOADS`] of an interface in the socket's namespace.
 pub(crate) fn set_offload(socket: BorrowedFd<'_>, dev: &str, cmd: u32, on: bool) -> io::Result<()> {
-    let mut value = EthtoolValue { cmd, data: on.into() };
+    // struct ethtool_value.
+    ethtool(socket, dev, &mut [cmd, on.into()])
+}
+
+/// One request about an interface in the socket's namespace, which begins with its command; the answer is in its place. It is
+/// as long as the command and the counts in it say.
+pub(super) fn ethtool(socket: BorrowedFd<'_>, dev: &str, words: &mut [u32]) -> io::Result<()> {
     let mut request = request_for(dev)?;
-    request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request names an ethtool_value that outlives the call.
+    request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+    // SAFETY: the request names words that outlive the call; its callers, all in `sys`, make them as long as the kernel
+    // takes them to be.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) }).map(drop)
 }
 
