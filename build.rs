@@ -12,6 +12,9 @@ use std::{
 /// Every stage: the names of its C program, its ABI header and its Rust module.
 const STAGES: &[&str] = &["dsr_balancer", "firewall", "monitor", "nat_balancer", "rate_limiter", "tunnel_decap"];
 
+/// Programs that no stage has.
+const HELPERS: &[&str] = &["redirects"];
+
 const CLANG_ARGS: &[&str] = &["-mcpu=v3", "-nostdinc", "-Wall", "-Wextra", "-Werror"];
 
 fn main() {
@@ -27,17 +30,19 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for stage in STAGES {
         println!("cargo:rustc-env=XDPKIT_ABI_{}={}", stage.to_uppercase(), fingerprint(stage));
-        let skeleton = out.join(format!("{stage}.skel.rs"));
+    }
+    for program in STAGES.iter().chain(HELPERS) {
+        let skeleton = out.join(format!("{program}.skel.rs"));
         if docs {
             fs::write(&skeleton, "").expect("OUT_DIR is writable");
         } else {
-            compile(stage, &skeleton);
+            compile(program, &skeleton);
         }
     }
 }
 
-fn compile(stage: &str, skeleton: &Path) {
-    let source = format!("bpf/{stage}.bpf.c");
+fn compile(program: &str, skeleton: &Path) {
+    let source = format!("bpf/{program}.bpf.c");
     let clang = env::var("XDPKIT_CLANG").unwrap_or_else(|_| "clang".into());
     let built = libbpf_cargo::SkeletonBuilder::new()
         .source(&source)

@@ -37,44 +37,180 @@ struct {
 	__uint(max_entries, 1 << 16);
 } events SEC(".maps");
 
-/*
- * Looks for the way to a backend, in L2 mode only among neighbours, and reports when it is another than before. Global:
- * once in a while, on each CPU, a packet needs it. Weak: see parse.h.
- */
-__attribute__((noinline, weak)) int find_way(struct xdp_md *ctx, __u32 number, __u32 on_link)
-{
-	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &number);
-	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
-	struct next_hop_request request;
-	struct dsr_event *event;
-	any_u32 *macs, before[2];
-	__u32 was;
+SHARED_ARRAY(paths, struct dsr_paths);
 
-	if (!state || !backend)
-		return 0;
-	*(any_u64 *)&request.destination[0] = backend->address[0];
-	*(any_u64 *)&request.destination[2] = backend->address[1];
-	request.family = backend->family;
-	request.flags = on_link ? NEXT_HOP_ON_LINK : 0;
-	macs = (any_u32 *)state->hop.macs;
-	was = state->hop.state;
-	before[0] = macs[0];
-	before[1] = macs[1] & 0xffff;
-	next_hop_find(ctx, &request, &state->hop);
-	if (state->hop.state == was && (was != NEXT_HOP_FOUND || (macs[0] == before[0] && (macs[1] & 0xffff) == before[1])))
-		return 0;
+/* Of a frame for which there was no room after all, nothing was sent. */
+static __always_inline __u64 sent(__u32 reason, int action)
+{
+	return action == XDP_DROP ? verdict(REASON_NO_ROOM, XDP_DROP) : verdict(reason, action);
+}
+
+/* Says what the next hop to a backend is, unless that was said last. */
+static __always_inline void tell(__u32 number, __u32 path, __u32 state, const struct next_hop *hop)
+{
+	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &number);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+	__u64 to = state == NEXT_HOP_FOUND && hop ? hop->to : 0, before, now;
+	struct dsr_event *event;
+
+	if (!known || !backend)
+		return;
+	now = to | (__u64)state << DSR_TOLD_STATE_SHIFT | (__u64)path << DSR_TOLD_PATH_SHIFT;
+	before = *(volatile __u64 *)&known->told;
+	/* Another CPU says it. */
+	if (before == now || __sync_val_compare_and_swap(&known->told, before, now) != before)
+		return;
 	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (!event)
-		return 0;
+		return;
 	event->timestamp = bpf_ktime_get_ns();
 	event->backend = number;
 	event->identity = backend->identity;
-	event->interface = state->hop.interface;
-	event->state = state->hop.state;
+	event->interface = hop ? hop->interface : 0;
+	event->state = state;
 	event->cpu = bpf_get_smp_processor_id();
-	__builtin_memcpy(event->mac, state->hop.macs, sizeof(event->mac));
+	__builtin_memcpy(event->mac, &to, sizeof(event->mac));
 	bpf_ringbuf_submit(event, 0);
+}
+
+/*
+ * A path is in another state than was told last: that is news if it is the same path. Global: it is rare. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) int notice(struct xdp_md *ctx, __u32 number, __u32 path, __u64 choice)
+{
+	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &number);
+	struct next_hop *hop = NULL;
+	__u32 state;
+
+	if (!known || known->told >> DSR_TOLD_PATH_SHIFT != path)
+		return 0;
+	state = next_hop_state(ctx, choice, &hop);
+	tell(number, path, state, hop);
 	return 0;
+}
+
+/*
+ * Whether a path of a backend leads to this MAC address: where there are several, others than the last that was told are no
+ * news. Global, as all that few packets need.
+ */
+__attribute__((noinline, weak)) int leads_to(__u32 number, __u64 mac)
+{
+	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &number);
+	struct next_hop *hop;
+
+	if (!known)
+		return false;
+	for (int i = 0; i < DSR_PATHS; i++) {
+		hop = next_hop_line(known->choice[i] & NEXT_HOP_NUMBER);
+		if (known->choice[i] & NEXT_HOP_NUMBER && hop && hop->to == mac)
+			return true;
+	}
+	return false;
+}
+
+/* Outer source addresses of one path stand for those of all its flows. */
+static __always_inline void outer_source(struct next_hop_request *request, const struct dsr_settings *set, __u32 hash)
+{
+	__be64 low;
+
+	if (request->family == NETWORK_IPV4) {
+		request->source[0] = set->outer4 | (hash & set->outer4_mask);
+		return;
+	}
+	low = set->outer6[1] | (((__u64)hash << 32 | hash) & set->outer6_mask);
+	*(any_u64 *)&request->source[0] = set->outer6[0];
+	*(any_u64 *)&request->source[2] = low;
+}
+
+/* The packet at hand stands for all to a neighbour. Global, as all that few packets need. Weak: see parse.h. */
+__attribute__((noinline, weak)) int take_sample(struct xdp_md *ctx, __u32 number)
+{
+	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &number);
+	struct dsr_sample *sample;
+	struct packet p;
+
+	if (!known || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+		return 0;
+	/* The kernel forwards none from a link-local address: it stands for no other. */
+	if (p.network == NETWORK_IPV6 && (p.ip6->saddr.s6_addr32[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000))
+		return 0;
+	sample = &known->sample;
+	sample->source[1] = 0;
+	if (p.network == NETWORK_IPV4)
+		sample->source[0] = p.ip4->saddr;
+	else
+		__builtin_memcpy(sample->source, &p.ip6->saddr, 16);
+	sample->ports = 0;
+	if (p.transport_header && (p.protocol == IPPROTO_TCP || p.protocol == IPPROTO_UDP))
+		sample->ports = (__u32)p.udp->dest << 16 | p.udp->source;
+	/* Last: then it counts. */
+	*(volatile __u32 *)&sample->protocol = p.protocol | (__u32)p.network << DSR_SAMPLE_NETWORK_SHIFT;
+	return 1;
+}
+
+/* The last bits of addresses and ports: clients whose addresses differ by those are of one network. */
+static __always_inline void sample_source(struct next_hop_request *request, const struct dsr_sample *sample, __u32 path)
+{
+	if (sample->protocol >> DSR_SAMPLE_NETWORK_SHIFT != request->family)
+		return;
+	*(any_u64 *)&request->source[0] = sample->source[0];
+	*(any_u64 *)&request->source[2] = sample->source[1];
+	request->source[request->family == NETWORK_IPV4 ? 0 : 3] ^= bpf_htonl(path);
+	request->source_port = sample->ports ^ bpf_htons(path);
+	request->destination_port = sample->ports >> 16;
+	request->protocol = sample->protocol;
+}
+
+#define PATH_HASH 0x9e3779b9U
+/* In what choose_path() is told. */
+#define PATH_OF_IPIP 0x100
+#define PATH_INNER_SHIFT 16
+
+/*
+ * Chooses the next hop to a backend; in L2 mode only among neighbours. `what`: the path; PATH_OF_IPIP; enum
+ * packet_network of the packet. Global: once a generation a packet needs it. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) __u64 choose_path(struct xdp_md *ctx, __u32 number, __u32 what)
+{
+	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &number);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+	struct next_hop_request request = {};
+	__u32 zero = 0, path = what & 0xff;
+	struct dsr_settings *set = bpf_map_lookup_elem(&settings, &zero);
+	struct next_hop *hop = NULL;
+	__u64 choice, told;
+	__u32 state;
+
+	if (!known || !backend || !set)
+		return 0;
+	if (path < DSR_PATHS) {
+		choice = *(volatile __u64 *)&known->choice[path];
+		if (next_hop_is_hopeless(choice))
+			return choice;
+	}
+	*(any_u64 *)&request.destination[0] = backend->address[0];
+	*(any_u64 *)&request.destination[2] = backend->address[1];
+	request.family = backend->family;
+	if (what & PATH_OF_IPIP) {
+		request.protocol = what >> PATH_INNER_SHIFT == NETWORK_IPV4 ? IPPROTO_IPIP : IPPROTO_IPV6;
+		outer_source(&request, set, path * PATH_HASH);
+	} else {
+		request.on_link = true;
+		if (path < DSR_PATHS) {
+			if (!known->sample.protocol)
+				take_sample(ctx, number);
+			sample_source(&request, &known->sample, path);
+		}
+	}
+	choice = next_hop_choose(ctx, &request);
+	if (path >= DSR_PATHS)
+		return choice;
+	*(volatile __u64 *)&known->choice[path] = choice;
+	state = next_hop_state(ctx, choice, &hop);
+	told = known->told;
+	if (!told || (state == NEXT_HOP_FOUND && !leads_to(number, told & DSR_TOLD_MAC_MASK)))
+		tell(number, path, state, hop);
+	return choice;
 }
 
 /* Of what was merged, the stack makes no request that leaves. Global: few packets need it. Weak: see parse.h. */
@@ -115,31 +251,9 @@ __attribute__((noinline, weak)) __u64 reply_to_echo(struct xdp_md *ctx)
 	return verdict(REASON_ECHO_ANSWERED, XDP_TX);
 }
 
-static __always_inline __u64 send(struct xdp_md *ctx, struct next_hop *hop, __u32 reason)
-{
-	return verdict(reason, next_hop_send(ctx, hop));
-}
-
-/* To a neighbour whose MAC is known, as it is but for the MACs. */
-static __always_inline __u64 send_l2(struct xdp_md *ctx, const struct packet *p, struct next_hop *hop, __u32 reason)
-{
-	void *data = p->data;
-
-	if (data + sizeof(struct ethhdr) > p->end)
-		return verdict(REASON_NO_ROOM, XDP_DROP);
-	__builtin_memcpy(data, hop->macs, 12);
-	return send(ctx, hop, reason);
-}
-
 static __always_inline __u64 resolve_l2(struct xdp_md *ctx, __u32 number)
 {
 	return verdict(REASON_UNRESOLVED, ask_for_neighbour(ctx, number) ? XDP_PASS : XDP_DROP);
-}
-
-static __always_inline __u64 forward_l2(struct xdp_md *ctx, const struct packet *p, __u32 number,
-					struct next_hop *hop, __u32 reason)
-{
-	return hop->state == NEXT_HOP_UNRESOLVED ? resolve_l2(ctx, number) : send_l2(ctx, p, hop, reason);
 }
 
 /* The dummy address of RFC 7600, 192.0.0.8: the host's stack takes no packet from its own address for forwarding. */
@@ -157,13 +271,12 @@ static __always_inline __be16 next_identification(void)
 }
 
 /*
- * Inside an outer header. With `reason` REASON_TOO_BIG, the host's stack forwards and fragments it; it forwards, too, what
- * goes to a next hop whose MAC is not known, and finds that out.
+ * Inside an outer header, to a next hop; without one, to the host's stack, which forwards it: and fragments it, with `reason`
+ * REASON_TOO_BIG, or finds out its neighbour.
  */
 static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner *inner, const struct backend *backend,
 					  struct next_hop *hop, __u32 hash, __u32 reason)
 {
-	const __u8 *macs = hop->state == NEXT_HOP_FOUND && reason != REASON_TOO_BIG ? hop->macs : NULL;
 	struct dsr_settings *set;
 	struct ipv6hdr *outer6;
 	struct iphdr *outer4;
@@ -175,67 +288,79 @@ static __always_inline __u64 forward_ipip(struct xdp_md *ctx, const struct inner
 	if (!set)
 		return verdict(REASON_NO_ROOM, XDP_DROP);
 	if (backend->family == NETWORK_IPV4) {
-		outer4 = make_room(ctx, inner, sizeof(*outer4), macs, bpf_htons(ETH_P_IP));
+		outer4 = make_room(ctx, inner, sizeof(*outer4), bpf_htons(ETH_P_IP));
 		if (!outer4)
 			return verdict(REASON_NO_ROOM, XDP_DROP);
-		source4 = macs || set->outer4_mask ? set->outer4 | (hash & set->outer4_mask) : IPV4_DUMMY;
+		source4 = hop || set->outer4_mask ? set->outer4 | (hash & set->outer4_mask) : IPV4_DUMMY;
 		fill_outer4(outer4, inner, source4, *(any_u32 *)backend->address);
 	} else {
-		outer6 = make_room(ctx, inner, sizeof(*outer6), macs, bpf_htons(ETH_P_IPV6));
+		outer6 = make_room(ctx, inner, sizeof(*outer6), bpf_htons(ETH_P_IPV6));
 		if (!outer6)
 			return verdict(REASON_NO_ROOM, XDP_DROP);
 		source[0] = set->outer6[0];
 		source[1] = set->outer6[1] | (((__u64)hash << 32 | hash) & set->outer6_mask);
 		fill_outer6(outer6, inner, hash, source, backend->address);
 	}
-	if (macs)
-		return send(ctx, hop, reason);
-	return verdict(reason == REASON_TOO_BIG ? reason : REASON_UNRESOLVED, XDP_PASS);
+	if (!hop)
+		return verdict(reason, XDP_PASS);
+	return sent(reason, next_hop_send(ctx, hop, (void *)(long)ctx->data, (void *)(long)ctx->data_end,
+					  inner->network_at > sizeof(struct ethhdr)));
 }
 
 /*
- * Bytes of the longest packet that may go on by this hop. Where none is known yet, the host's stack decides; but no outer
- * header tells a length of more than 65535.
+ * Bytes of the longest packet that may go on to a next hop. Where the host's stack sends it, that decides; but no outer header
+ * tells a length of more than 65535.
  */
 static __always_inline __u32 longest(const struct next_hop *hop, __u32 overhead)
 {
-	__u32 mtu = hop->state == NEXT_HOP_FOUND ? hop->mtu : ~0U;
+	__u32 mtu = hop ? hop->mtu : ~0U;
 
 	if (overhead && mtu > IP_LENGTH_MAX)
 		mtu = IP_LENGTH_MAX;
 	return mtu - overhead;
 }
 
-static __always_inline __u32 no_way(const struct next_hop *hop)
+static __always_inline __u32 no_path(__u32 state)
 {
-	return hop->state == NEXT_HOP_OFF_LINK ? REASON_OFF_LINK : REASON_NO_ROUTE;
+	if (state == NEXT_HOP_OFF_LINK)
+		return REASON_OFF_LINK;
+	return state == NEXT_HOP_NO_ROUTE || state == NEXT_HOP_UNKNOWN ? REASON_NO_ROUTE : REASON_NO_EGRESS;
+}
+
+/* Whether a packet can go on at all: the host's stack sends none that has a virtual address as its destination. */
+static __always_inline bool can_go_on(__u32 state, bool ipip)
+{
+	return state == NEXT_HOP_FOUND || state == NEXT_HOP_UNRESOLVED || (ipip && state == NEXT_HOP_BY_STACK);
+}
+
+/* The reason of a packet to a backend in this state, where it is another than that of a packet that is sent. */
+static __always_inline __u32 reason_in(__u32 state, __u32 reason)
+{
+	if (state == NEXT_HOP_UNRESOLVED)
+		return REASON_UNRESOLVED;
+	return state == NEXT_HOP_BY_STACK ? REASON_VIA_STACK : reason;
 }
 
 /*
- * A health check's probe: it goes to the backend that its source port names, whatever that one's weight, and leaves no
- * trace but its reason. The way is looked up for it alone. A hop limit of 255 shows that a socket of this host has sent
- * it (RFC 5082): what the host forwards, such as a client's packet to a port without a service, goes no further. Resets
- * may have any: the host's stack sends some without a socket, and without them a backend that has missed the end of one
- * probe would not take the next, from the same port. Global: probes are few. Weak: see parse.h. Names the backend above the
- * reason when that has to be resolved.
+ * The backend of a health check's probe: the one that its source port names, whatever that one's weight; above it, what
+ * choose_path() is told. 0: no probe. A hop limit of 255 shows that a socket of this host has sent it (RFC 5082): what the
+ * host forwards, such as a client's packet to a port without a service, goes no further. Resets may have any: the host's
+ * stack sends some without a socket, and without them a backend that has missed the end of one probe would not take the
+ * next, from the same port. Global: probes are few. Weak: see parse.h.
  */
-#define PROBE_BACKEND_SHIFT 16
+#define PROBE_WHAT_SHIFT 32
 
-__attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vip)
+__attribute__((noinline, weak)) __u64 find_probe(struct xdp_md *ctx, __u32 vip)
 {
 	struct balancer_settings *now = balancer_settings();
-	struct next_hop_request request = {};
 	struct service *service = NULL;
-	struct next_hop hop = {};
 	struct backend *backend;
-	struct inner inner;
+	__u32 number, hops, what;
 	struct packet p;
-	__u32 number, hops, overhead = 0;
-	bool ipip;
 
 	if (!now || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.protocol != IPPROTO_TCP ||
 	    p.fragment != FRAGMENT_NONE || !p.transport_header)
-		return verdict(REASON_NOT_A_PROBE, XDP_DROP);
+		return 0;
 	number = bpf_ntohs(p.tcp->source) - now->probe_base;
 	backend = bpf_map_lookup_elem(&backends, &number);
 	if (backend && (backend->flags & (BACKEND_USED | BACKEND_KILLED)) == BACKEND_USED)
@@ -243,52 +368,81 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u32 vi
 	hops = p.network == NETWORK_IPV4 ? p.ip4->ttl : p.ip6->hop_limit;
 	if (!service || !(service->flags & SERVICE_USED) || service->vip != vip ||
 	    (hops != 255 && (hops <= 1 || !(p.tcp->flags & TCP_RST))))
+		return 0;
+	what = DSR_PATHS | p.network << PATH_INNER_SHIFT;
+	if (service->flags & DSR_IPIP)
+		what |= PATH_OF_IPIP;
+	return (__u64)what << PROBE_WHAT_SHIFT | number;
+}
+
+/* Sends a probe to its backend, by the next hop that was chosen for it alone: it leaves no trace but its reason. */
+__attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u64 probe, __u64 choice)
+{
+	__u32 number = probe, state, overhead = 0;
+	struct next_hop *hop = NULL;
+	struct backend *backend;
+	struct inner inner;
+	struct packet p;
+	bool ipip;
+
+	ipip = probe >> PROBE_WHAT_SHIFT & PATH_OF_IPIP;
+	backend = bpf_map_lookup_elem(&backends, &number);
+	if (!backend || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return verdict(REASON_NOT_A_PROBE, XDP_DROP);
-	ipip = service->flags & DSR_IPIP;
-	*(any_u64 *)&request.destination[0] = backend->address[0];
-	*(any_u64 *)&request.destination[2] = backend->address[1];
-	request.family = backend->family;
-	request.flags = ipip ? 0 : NEXT_HOP_ON_LINK;
-	next_hop_find(ctx, &request, &hop);
-	if (hop.state != NEXT_HOP_FOUND && hop.state != NEXT_HOP_UNRESOLVED)
-		return verdict(no_way(&hop), XDP_DROP);
+	state = next_hop_state(ctx, choice, &hop);
+	if (!can_go_on(state, ipip))
+		return verdict(no_path(state), XDP_DROP);
+	if (state != NEXT_HOP_FOUND)
+		hop = NULL;
 	inner_read(&p, &inner);
 	inner.frag_off = bpf_htons(IP_DF);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	if (inner.length > longest(&hop, overhead))
+	if (inner.length > longest(hop, overhead))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
 	/* The caller resolves it: there is more room on the stack. */
-	if (!ipip && hop.state == NEXT_HOP_UNRESOLVED)
-		return verdict(REASON_UNRESOLVED | number << PROBE_BACKEND_SHIFT, XDP_DROP);
-	if (p.network == NETWORK_IPV4)
-		ipv4_decrement_ttl(p.ip4);
-	else
-		p.ip6->hop_limit--;
+	if (!ipip && !hop)
+		return verdict(REASON_UNRESOLVED, XDP_DROP);
+	decrement_hops(&p);
 	if (ipip)
-		return forward_ipip(ctx, &inner, backend, &hop, index_hash(number) >> 32, REASON_PROBED);
-	return send_l2(ctx, &p, &hop, REASON_PROBED);
+		return forward_ipip(ctx, &inner, backend, hop, index_hash(number) >> 32, reason_in(state, REASON_PROBED));
+	return sent(REASON_PROBED, next_hop_send(ctx, hop, p.data, p.end, p.vlans));
 }
 
 /* To the backend that was chosen, with the headers that `p` has found. */
 static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p, const struct choice *c, __u64 bytes)
 {
-	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &c->t.backend);
+	struct backend_state *counts = bpf_map_lookup_elem(&backend_states, &c->t.backend);
 	struct service *service = bpf_map_lookup_elem(&services, &c->t.service);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &c->t.backend);
-	__u32 overhead = 0, mtu, reason = c->reason;
+	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &c->t.backend);
+	__u32 overhead = 0, mtu, reason = c->reason, path, state;
+	struct next_hop *hop = NULL;
 	struct inner inner;
+	__u64 choice;
 	bool ipip;
 
-	if (!state || !service || !backend)
+	if (!counts || !service || !backend || !known)
 		return verdict(REASON_NO_BACKEND, XDP_DROP);
 	ipip = service->flags & DSR_IPIP;
 	if (p->network == NETWORK_IPV4 ? p->ip4->ttl <= 1 : p->ip6->hop_limit <= 1)
 		return verdict(REASON_HOP_LIMIT, expire(ctx));
-	if (!next_hop_is_fresh(&state->hop))
-		find_way(ctx, c->t.backend, !ipip);
-	if (state->hop.state != NEXT_HOP_FOUND && state->hop.state != NEXT_HOP_UNRESOLVED)
-		return verdict(no_way(&state->hop), XDP_DROP);
+	path = (__u64)c->hash * DSR_PATHS >> 32;
+	if (path >= DSR_PATHS)
+		path = 0;
+	choice = *(volatile __u64 *)&known->choice[path];
+	state = next_hop_state(ctx, choice, &hop);
+	/* What cannot be sent to may be by now. */
+	if (state != NEXT_HOP_FOUND || !next_hop_is_fresh(choice, next_hop_generation())) {
+		choice = choose_path(ctx, c->t.backend, path | (ipip ? PATH_OF_IPIP : 0) | p->network << PATH_INNER_SHIFT);
+		state = next_hop_state(ctx, choice, &hop);
+	}
+	if ((known->told >> DSR_TOLD_STATE_SHIFT & 0xff) != state)
+		notice(ctx, c->t.backend, path, choice);
+	if (!can_go_on(state, ipip))
+		return verdict(no_path(state), XDP_DROP);
+	if (state != NEXT_HOP_FOUND)
+		hop = NULL;
 	inner_read(p, &inner);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
@@ -297,24 +451,25 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 		inner.frag_off = bpf_htons(IP_DF);
 	else if (backend->family == NETWORK_IPV4)
 		inner.id = next_identification();
-	mtu = longest(&state->hop, overhead);
+	mtu = longest(hop, overhead);
+	reason = reason_in(state, reason);
 	if (inner.length > mtu) {
 		if (inner.frag_off || !overhead || backend->family != NETWORK_IPV4 ||
 		    inner.length > IP_LENGTH_MAX - overhead)
 			return refuse_too_big(ctx, c->t.service, mtu, p->network);
 		reason = REASON_TOO_BIG;
+		hop = NULL;
 	}
 
-	state->packets++;
-	state->bytes += bytes;
-	state->flows += c->flags & CHOICE_OPENS;
-	if (p->network == NETWORK_IPV4)
-		ipv4_decrement_ttl(p->ip4);
-	else
-		p->ip6->hop_limit--;
+	counts->packets++;
+	counts->bytes += bytes;
+	counts->flows += c->flags & CHOICE_OPENS;
+	decrement_hops(p);
 	if (ipip)
-		return forward_ipip(ctx, &inner, backend, &state->hop, c->hash, reason);
-	return forward_l2(ctx, p, c->t.backend, &state->hop, reason);
+		return forward_ipip(ctx, &inner, backend, hop, c->hash, reason);
+	if (!hop)
+		return resolve_l2(ctx, c->t.backend);
+	return sent(reason, next_hop_send(ctx, hop, p->data, p->end, p->vlans));
 }
 
 SEC("xdp.frags")
@@ -326,8 +481,8 @@ int dsr_balancer(struct xdp_md *ctx)
 	struct service_state *state;
 	struct choice c = {};
 	struct packet p;
+	__u64 bytes, probe;
 	__u32 vip = 0;
-	__u64 bytes;
 
 	if (!now)
 		return XDP_ABORTED;
@@ -353,9 +508,13 @@ int dsr_balancer(struct xdp_md *ctx)
 		goto end;
 	}
 	if (ctx->ingress_ifindex == now->probe_interface) {
-		v.packed = forward_probe(ctx, vip);
-		if (v.reason >> PROBE_BACKEND_SHIFT)
-			v.packed = resolve_l2(ctx, v.reason >> PROBE_BACKEND_SHIFT);
+		v.reason = REASON_NOT_A_PROBE;
+		v.action = XDP_DROP;
+		probe = find_probe(ctx, vip);
+		if (probe)
+			v.packed = forward_probe(ctx, probe, choose_path(ctx, probe, probe >> PROBE_WHAT_SHIFT));
+		if (v.reason == REASON_UNRESOLVED && v.action == XDP_DROP)
+			v.packed = resolve_l2(ctx, probe);
 		goto end;
 	}
 

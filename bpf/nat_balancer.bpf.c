@@ -194,7 +194,7 @@ static __always_inline int nat_done(struct xdp_md *ctx, const struct nat_job *jo
 SEC("xdp.frags")
 int nat_balancer(struct xdp_md *ctx)
 {
-	__u32 reason, number = 0, now, action, tcp_flags = 0, kind = NAT_SEGMENT;
+	__u32 reason, number = 0, now, action, tcp_flags = 0, kind = NAT_SEGMENT, state;
 	struct balancer_settings *b;
 	struct nat_settings *s;
 	struct nat_job *job;
@@ -202,6 +202,7 @@ int nat_balancer(struct xdp_md *ctx)
 	union nat_opened tracked;
 	struct nat_connection *r;
 	struct backend *backend;
+	struct next_hop *hop = NULL;
 	__u64 found, word, current;
 	bool from_backend, guessed;
 	struct packet p;
@@ -230,6 +231,7 @@ int nat_balancer(struct xdp_md *ctx)
 	if (p.network < NETWORK_IPV4)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
 	job->length = p.network_end - p.network_at;
+	job->traffic_class = p.network == NETWORK_IPV6 ? ipv6_traffic_class(p.ip6) : p.ip4->tos;
 	job->vip = nat_read(b, &job->packet, p.ip4, p.ip6, p.protocol, p.network == NETWORK_IPV6);
 	if (!job->vip && !s->destination_only)
 		return nat_done(ctx, job, REASON_NOT_FOR_VIP, XDP_PASS);
@@ -350,48 +352,53 @@ int nat_balancer(struct xdp_md *ctx)
 	}
 	if (!nat_translation(job, r, backend, from_backend))
 		return nat_done(ctx, job, REASON_NO_SERVICE, XDP_PASS);
-	if (from_backend)
-		nat_way_to_client(ctx, s, number, r, &job->way, now);
-	else
-		nat_way_to_backend(ctx, job->wish.backend, backend, &job->way);
+	job->way.choice = nat_chosen(ctx, number, r, from_backend ? NAT_TO_CLIENT : NAT_TO_BACKEND, now);
+	state = next_hop_state(ctx, job->way.choice, &hop);
 	nat_count(job->wish.backend, job->wish.service, from_backend, job->bytes);
 	/* What was read of the record is of one connection only if it is still that one's. */
 	if ((NAT_ONCE(r->word) ^ word) >> NAT_GENERATION_SHIFT)
 		return nat_done(ctx, job, REASON_CONNECTION_RACE, XDP_DROP);
-	if (job->way.state == NEXT_HOP_NO_ROUTE)
+	if (state == NEXT_HOP_DOWN)
+		return nat_done(ctx, job, REASON_NO_EGRESS, XDP_DROP);
+	if (state != NEXT_HOP_FOUND && state != NEXT_HOP_UNRESOLVED && state != NEXT_HOP_BY_STACK)
 		return nat_done(ctx, job, REASON_NO_ROUTE, XDP_DROP);
 
 	reason = from_backend ? REASON_ANSWERED : REASON_FORWARDED;
 	if (p.fragment == FRAGMENT_FIRST)
 		nat_remember_fragment(ctx, number, word, from_backend);
-	if (job->way.state != NEXT_HOP_FOUND) {
+	if (state == NEXT_HOP_UNRESOLVED) {
 		reason = REASON_UNRESOLVED;
-	} else if (job->length > job->way.mtu) {
+	} else if (state == NEXT_HOP_BY_STACK) {
+		reason = REASON_VIA_STACK;
+	} else if (hop && job->length > hop->mtu) {
 		if (p.network == NETWORK_IPV6 || p.ip4->frag_off & bpf_htons(IP_DF)) {
-			outcome.packed = nat_too_big(ctx, job->way.mtu, job->wish.service,
-						     p.network == NETWORK_IPV6);
+			outcome.packed = nat_too_big(ctx, hop->mtu, job->wish.service, p.network == NETWORK_IPV6);
 			return nat_done(ctx, job, outcome.reason, outcome.action);
 		}
 		reason = REASON_TOO_BIG;
-		job->way.state = NEXT_HOP_UNKNOWN;
+	} else {
+		job->way.to.hops = 1;
+		goto send;
 	}
+	/* The host's stack sends it, fragments it, or finds out the neighbour's address on the way; and takes a hop from it. */
+	job->way.to.hops = 0;
+	hop = NULL;
 	if (reason == REASON_UNRESOLVED) {
 		action = nat_resolve(ctx);
 		if (action)
 			return nat_done(ctx, job, reason, action);
 	}
+send:
 	if (kind == NAT_ERROR) {
 		if (!nat_translate_error(ctx, &job->way.to, nat_keeps_source(&p, r, backend, from_backend)))
 			return XDP_ABORTED;
-		if (reason != REASON_UNRESOLVED)
+		if (hop)
 			reason = REASON_ERROR_FORWARDED;
 	} else {
 		translate(&p, &job->way.to);
 	}
-	/* The host's stack sends it, fragments it, or finds out the neighbour's address on the way. */
-	if (job->way.state != NEXT_HOP_FOUND)
+	if (!hop)
 		return nat_done(ctx, job, reason, XDP_PASS);
-	__builtin_memcpy(p.eth, job->way.macs, sizeof(job->way.macs));
-	action = job->way.interface == ctx->ingress_ifindex ? XDP_TX : (int)bpf_redirect(job->way.interface, 0);
-	return nat_done(ctx, job, reason, action);
+	action = next_hop_send(ctx, hop, p.data, p.end, p.vlans);
+	return nat_done(ctx, job, action == XDP_DROP ? REASON_NO_ROOM : reason, action);
 }

@@ -225,6 +225,17 @@ impl Attachment {
         self.pipeline.fallback()
     }
 
+    /// Frames that a program of this interface has sent back or redirected (counted as forwarded), and that were lost on the way
+    /// out all the same: the other device could not transmit them, or was full. Since it was attached by this process; of
+    /// `XDP_TX` only with drivers that tell (`xdp_bulk_tx`: veth). `None` where the kernel does not let this process look
+    /// (raw tracepoints: `CAP_PERFMON`, and a kernel with BTF).
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn redirect_failed(&self) -> Result<Option<u64>> {
+        self.pipeline.redirect_failed()
+    }
+
     /// Whether the interface is still there and runs this attachment's program.
     ///
     /// # Errors

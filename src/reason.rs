@@ -187,6 +187,9 @@ reasons! {
     ErrorUnknown = 77, "error_unknown";
     /// Balancers: the driver left no room for another header.
     NoRoom = 78, "no_room";
+    /// Balancers: only the host's stack can send to the next hop (by a tunnel, a macvlan, a bridge that has not learnt the
+    /// address...): translated or encapsulated, the packet went to it, and goes on where the host forwards.
+    ViaStack = 79, "via_stack";
     /// `DsrBalancer`: the backend is to be a neighbour, but the way there leads through a gateway.
     OffLink = 80, "off_link";
     /// `DsrBalancer`: a health check's probe, to the backend that it is for.
@@ -216,6 +219,9 @@ reasons! {
     AnswerLimited = 101, "answer_limited";
     /// Balancers: an IPv6 routing header has segments left, so the virtual address is not the last destination; it went on.
     RoutingHeader = 102, "routing_header";
+    /// Balancers: the route leads to a link that is down, or (`DsrBalancer` without a tunnel) to an interface that only the
+    /// host's stack could send by; dropped.
+    NoEgress = 103, "no_egress";
     /// `TunnelDecap`: the outer header was taken off.
     Decapsulated = 110, "decapsulated";
     /// `TunnelDecap`: not a tunnel's packet; it went on untouched.

@@ -8,7 +8,7 @@ const MAY_NAME: [(&str, &[&str]); 6] = [
     ("lpm", &[]),
     ("flow_table", &[]),
     ("base", &["Error", "Result", "abi", "flow_table", "sys"]),
-    ("host", &["base", "sys"]),
+    ("host", &["abi", "base", "sys"]),
     ("pin", &["Error", "Interface", "Result", "base", "sys"]),
 ];
 

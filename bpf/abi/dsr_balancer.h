@@ -3,6 +3,7 @@
 #ifndef XDPKIT_ABI_DSR_BALANCER_H
 #define XDPKIT_ABI_DSR_BALANCER_H
 
+#include "next_hop.h"
 #include "service.h"
 
 #pragma clang diagnostic push
@@ -37,6 +38,29 @@ struct dsr_settings {
 	__be64 outer6_mask; /* of the second half */
 };
 
+/*
+ * Next hops to one backend, by a part of the flow's hash: where a route has several, flows are spread over them, and stay with
+ * theirs. The kernel's choice goes by source and ports: those of the first packet stand for all, a few bits changed by path.
+ */
+#define DSR_PATHS 28
+
+struct dsr_sample {
+	__be64 source[2];
+	__u32 ports;    /* the destination's in the upper half, as they stand in the packet */
+	__u32 protocol; /* and enum packet_network above it; 0: none yet */
+};
+#define DSR_SAMPLE_NETWORK_SHIFT 8
+
+struct dsr_paths {
+	__u64 told; /* what the last event said: the MAC address, enum next_hop_state, and of which path */
+	struct dsr_sample sample;
+	__u64 choice[DSR_PATHS]; /* see next_hop.h */
+};
+_Static_assert(sizeof(struct dsr_paths) == 256, "four cache lines");
+#define DSR_TOLD_MAC_MASK 0xffffffffffffULL
+#define DSR_TOLD_STATE_SHIFT 48
+#define DSR_TOLD_PATH_SHIFT 56
+
 /* The value of a recorded flow: its backend, what is known of it, and when it was last seen. */
 #define DSR_RECORD_KIND_SHIFT 16
 #define DSR_RECORD_SIDE (1ULL << 19) /* what the key leaves out stands beside */
@@ -57,7 +81,7 @@ struct dsr_side {
 	__u64 reserved;
 };
 
-/* The way to a backend is another than before, as one CPU has noticed. */
+/* The next hop to a backend is another than before. */
 struct dsr_event {
 	__u64 timestamp; /* ns, CLOCK_MONOTONIC */
 	__u32 backend;

@@ -5,6 +5,7 @@
 
 #include "event.h"
 #include "flow_table.h"
+#include "next_hop.h"
 #include "service.h"
 
 #pragma clang diagnostic push
@@ -89,14 +90,15 @@ struct nat_connection {
 	__u16 address;   /* number of the vip that the backend sees as the client; NAT_KEPT_SOURCE: NAT_TUPLE */
 	__u32 identity;
 	__u32 expected; /* TCP, host order: what confirms the backend's answer; from then on, how far the client was of late */
-	/* The way to the client, from here on. */
-	__u32 hop_stamp; /* jiffies when it was asked for; 0: never */
-	__u32 interface;
-	__u16 mtu;
-	__u8 macs[12];
+	__u64 choice[2]; /* of the next hop to the client, and of that to the backend: see next_hop.h */
 	__u16 service;
+	__u16 reserved[3];
 };
 _Static_assert(sizeof(struct nat_connection) == 64, "one cache line");
+
+/* In nat_connection.choice */
+#define NAT_TO_CLIENT 0
+#define NAT_TO_BACKEND 1
 
 /* The value of an entry in the flow table: the record, when it was made, and whether it may go for another. */
 #define NAT_VALUE_RECORD 0xffffffffULL

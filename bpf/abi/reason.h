@@ -81,6 +81,7 @@ enum xdpkit_reason {
 	REASON_ERROR_FORWARDED = 76,
 	REASON_ERROR_UNKNOWN = 77,
 	REASON_NO_ROOM = 78,
+	REASON_VIA_STACK = 79,
 
 	/* DsrBalancer */
 	REASON_OFF_LINK = 80,
@@ -97,10 +98,11 @@ enum xdpkit_reason {
 	REASON_RESET_SENT = 96,
 	REASON_CONNECTION_RACE = 97,
 
-	/* Both balancers again: what they neither balance nor answer */
+	/* Both balancers again: what they neither balance nor answer, or cannot send */
 	REASON_MARTIAN_SOURCE = 100,
 	REASON_ANSWER_LIMITED = 101,
 	REASON_ROUTING_HEADER = 102,
+	REASON_NO_EGRESS = 103,
 
 	/* TunnelDecap */
 	REASON_DECAPSULATED = 110,

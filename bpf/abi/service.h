@@ -82,32 +82,13 @@ struct backend {
 };
 _Static_assert(sizeof(struct backend) == 64, "one cache line");
 
-enum next_hop_state {
-	NEXT_HOP_UNKNOWN = 0,
-	NEXT_HOP_FOUND = 1,
-	NEXT_HOP_UNRESOLVED = 2, /* no neighbour entry: the interface is known, the MAC is not */
-	NEXT_HOP_OFF_LINK = 3,   /* behind a gateway, where a neighbour is asked for */
-	NEXT_HOP_NO_ROUTE = 4,
-};
-
-/* A next hop, as the kernel's tables had it a moment ago. One CPU's, so that it is never read half written. */
-struct next_hop {
-	__u64 fresh_until; /* jiffies */
-	__u32 interface;
-	__u16 mtu; /* of the route, in bytes of IP */
-	__u16 state; /* enum next_hop_state */
-	__u8 macs[12]; /* destination and source, as in the frame */
-	__u32 reserved;
-};
-_Static_assert(sizeof(struct next_hop) == 32, "half a cache line");
-
-/* What one CPU keeps of a backend: counters and the way there, one cache line. */
+/* What one CPU counts of a backend. */
 struct backend_state {
 	__u64 packets;
 	__u64 bytes; /* of frames as they came */
 	__u64 flows; /* TCP: SYNs */
 	__u64 function;
-	struct next_hop hop;
+	__u64 reserved[4];
 };
 _Static_assert(sizeof(struct backend_state) == 64, "one cache line");
 

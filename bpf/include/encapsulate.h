@@ -19,11 +19,6 @@ struct inner {
 	__u8 traffic_class;
 };
 
-static __always_inline __u8 ipv6_traffic_class(const struct ipv6hdr *ip)
-{
-	return ip->priority << 4 | ip->flow_lbl[0] >> 4;
-}
-
 /*
  * Packets of one outer source must not have the same identification (RFC 6864), but the fragments of a datagram have: each
  * offset adds an amount of its own.
@@ -31,6 +26,14 @@ static __always_inline __u8 ipv6_traffic_class(const struct ipv6hdr *ip)
 static __always_inline __be16 fragment_id(const struct iphdr *ip)
 {
 	return ip->id + (ip->frag_off & bpf_htons(IP_OFFSET)) * 0x9e37U;
+}
+
+static __always_inline void decrement_hops(const struct packet *p)
+{
+	if (p->network == NETWORK_IPV4)
+		ipv4_decrement_ttl(p->ip4);
+	else
+		p->ip6->hop_limit--;
 }
 
 static __always_inline void inner_read(const struct packet *p, struct inner *inner)
@@ -51,10 +54,9 @@ static __always_inline void inner_read(const struct packet *p, struct inner *inn
 
 /*
  * Room for `overhead` bytes behind the Ethernet header and its tags, which move to the new start with another type at
- * their end. The new header's place, NULL when the driver left no room. `macs` may be NULL: they stay.
+ * their end. The new header's place, NULL when the driver left no room.
  */
-static __always_inline void *make_room(struct xdp_md *ctx, const struct inner *inner, __u32 overhead, const __u8 *macs,
-				       __be16 ether_type)
+static __always_inline void *make_room(struct xdp_md *ctx, const struct inner *inner, __u32 overhead, __be16 ether_type)
 {
 	void *data, *end, *from;
 
@@ -65,7 +67,8 @@ static __always_inline void *make_room(struct xdp_md *ctx, const struct inner *i
 	from = data + overhead;
 	if (from + ETHERNET_HEADERS_MAX > end)
 		return NULL;
-	__builtin_memcpy(data, macs ? macs : from, 12);
+	*(any_u64 *)data = *(any_u64 *)from;
+	*(any_u32 *)(data + 8) = *(any_u32 *)(from + 8);
 	if (inner->network_at > sizeof(struct ethhdr)) {
 		/* One tag or two; behind a single one, the second copy is overwritten below. */
 		*(any_u32 *)(data + 12) = *(any_u32 *)(from + 12);

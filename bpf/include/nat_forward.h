@@ -16,6 +16,7 @@
 
 /* A packet with plain headers. */
 struct nat_plain {
+	void *end;
 	struct ethhdr *eth;
 	struct iphdr *ip4;
 	struct ipv6hdr *ip6;
@@ -28,23 +29,12 @@ struct nat_plain {
 	__u32 protocol;
 };
 
-/* Both MACs of a frame, in two words: in pairs of bytes they would cost more than all checksums. */
-struct nat_macs {
-	__u64 first;
-	__u32 rest;
-};
-
-static __always_inline void nat_take_macs(struct nat_macs *to, const __u8 *macs)
-{
-	to->first = *(const any_u64 *)macs;
-	to->rest = *(const any_u32 *)(macs + 8);
-}
-
 /* False: not so plain, or it says something new about its connection. */
 static __always_inline bool nat_read_plain(struct nat_plain *p, void *data, void *end, bool ipv6)
 {
 	__u32 header = ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr), hops, transport;
 
+	p->end = end;
 	p->eth = data;
 	p->ip4 = data + sizeof(struct ethhdr);
 	p->ip6 = data + sizeof(struct ethhdr);
@@ -117,19 +107,31 @@ static __always_inline bool nat_is_still(struct nat_connection *r, __u64 word)
 	return !((NAT_ONCE(r->word) ^ word) >> NAT_GENERATION_SHIFT);
 }
 
-/* The end of both ways: sends the packet to a neighbour. */
+/* The next hop of a connection in one direction; NULL: it has to be chosen again, or the packet cannot go there as it is. */
+static __always_inline struct next_hop *nat_next_hop(struct xdp_md *ctx, const struct nat_plain *p, const struct nat_connection *r,
+						     __u32 direction)
+{
+	__u64 choice = *(volatile const __u64 *)&r->choice[direction];
+	struct next_hop *hop = NULL;
+
+	if (!next_hop_is_fresh(choice, next_hop_generation()) || next_hop_state(ctx, choice, &hop) != NEXT_HOP_FOUND ||
+	    !hop || p->length > hop->mtu)
+		return NULL;
+	return hop;
+}
+
+/* The end of both directions: sends the packet to a neighbour. */
 static __always_inline int nat_send(struct xdp_md *ctx, struct xdpkit_counters *all, const struct nat_plain *p,
-				    const struct translation *to, __u32 interface, const struct nat_macs *macs,
-				    __u32 reason, bool ipv6)
+				    const struct translation *to, struct next_hop *hop, __u32 reason, bool ipv6)
 {
 	__u64 change;
 	int action;
 
 	change = ipv6 ? translate_ipv6(p->ip6, to) : translate_ipv4(p->ip4, to);
 	translate_transport(p->udp, p->protocol, change, to);
-	*(any_u64 *)p->eth = macs->first;
-	*((any_u32 *)p->eth + 2) = macs->rest;
-	action = interface == ctx->ingress_ifindex ? XDP_TX : (int)bpf_redirect(interface, 0);
+	action = next_hop_send(ctx, hop, p->eth, p->end, 0);
+	if (action == XDP_DROP)
+		reason = REASON_NO_ROOM;
 	count_one(&all->count[reason][action & (XDPKIT_ACTIONS - 1)], p->bytes);
 	return action;
 }
@@ -140,7 +142,7 @@ static __always_inline int nat_forward_to_backend(struct xdp_md *ctx, const stru
 {
 	struct service *service = bpf_map_lookup_elem(&services, &number);
 	__u32 chosen = 0, place, address = 0, port = 0;
-	struct translation to = { .reserved = 0 };
+	struct translation to = { .hops = 1 };
 	struct service_state *of_service;
 	struct backend_state *state;
 	struct xdpkit_counters *all;
@@ -148,7 +150,7 @@ static __always_inline int nat_forward_to_backend(struct xdp_md *ctx, const stru
 	struct nat_connection *r;
 	struct nat_job *job;
 	__u64 hash, choice, found, word = 0;
-	struct nat_macs macs;
+	struct next_hop *hop;
 	bool guessed = false;
 	struct vip *vip;
 
@@ -205,8 +207,8 @@ static __always_inline int nat_forward_to_backend(struct xdp_md *ctx, const stru
 	of_service = bpf_map_lookup_elem(&service_states, &number);
 	all = stage_counters();
 	vip = bpf_map_lookup_elem(&vips, &address);
-	if (!state || !of_service || !all || !next_hop_is_fresh(&state->hop) ||
-	    state->hop.state != NEXT_HOP_FOUND || p->length > state->hop.mtu || !nat_is_still(r, word))
+	hop = nat_next_hop(ctx, p, r, NAT_TO_BACKEND);
+	if (!state || !of_service || !all || !hop || !nat_is_still(r, word))
 		return NAT_LONG_WAY;
 	if (nat_flags(word) & NAT_KEPT_SOURCE) {
 		to.source[0] = q->source[0];
@@ -221,12 +223,11 @@ static __always_inline int nat_forward_to_backend(struct xdp_md *ctx, const stru
 	of_service->bytes += p->bytes;
 	state->packets++;
 	state->bytes += p->bytes;
-	nat_take_macs(&macs, state->hop.macs);
 	to.source_port = port;
 	to.destination[0] = backend->address[0];
 	to.destination[1] = backend->address[1];
 	to.destination_port = backend->port;
-	return nat_send(ctx, all, p, &to, state->hop.interface, &macs, REASON_FORWARDED, ipv6);
+	return nat_send(ctx, all, p, &to, hop, REASON_FORWARDED, ipv6);
 }
 
 static __always_inline int nat_forward_to_client(struct xdp_md *ctx, const struct nat_settings *s,
@@ -234,15 +235,15 @@ static __always_inline int nat_forward_to_client(struct xdp_md *ctx, const struc
 						 bool ipv6)
 {
 	__u64 start = nat_start(s, q->source, q->source_port, q->protocol);
-	__u32 place = nat_place(s, start, vip, bpf_ntohs(q->destination_port)), number, interface, stamp;
+	__u32 place = nat_place(s, start, vip, bpf_ntohs(q->destination_port)), number;
 	struct nat_connection *r = nat_record(s, place);
-	struct translation to = { .reserved = 0 };
+	struct translation to = { .hops = 1 };
 	struct service_state *of_service;
 	struct backend_state *state;
 	struct xdpkit_counters *all;
 	struct service *service;
 	struct backend *backend;
-	struct nat_macs macs;
+	struct next_hop *hop;
 	struct vip *from;
 	__u64 word;
 
@@ -267,22 +268,19 @@ static __always_inline int nat_forward_to_client(struct xdp_md *ctx, const struc
 	from = bpf_map_lookup_elem(&vips, &number);
 	if (!from)
 		return NAT_LONG_WAY;
-	stamp = *(volatile __u32 *)&r->hop_stamp;
-	interface = r->interface;
-	nat_take_macs(&macs, r->macs);
+	hop = nat_next_hop(ctx, p, r, NAT_TO_CLIENT);
 	to.source[0] = from->address[0];
 	to.source[1] = from->address[1];
 	to.source_port = service->port;
 	to.destination[0] = r->client[0];
 	to.destination[1] = r->client[1];
 	to.destination_port = r->client_port;
-	if (!stamp || (__s32)((__u32)bpf_jiffies64() - stamp) >= (__s32)s->second || p->length > r->mtu ||
-	    !nat_is_still(r, word) || *(volatile __u32 *)&r->hop_stamp != stamp)
+	if (!hop || !nat_is_still(r, word))
 		return NAT_LONG_WAY;
 	of_service->function[NAT_SERVICE_ANSWERS]++;
 	of_service->function[NAT_SERVICE_ANSWERED_BYTES] += p->bytes;
 	state->function++;
-	return nat_send(ctx, all, p, &to, interface, &macs, REASON_ANSWERED, ipv6);
+	return nat_send(ctx, all, p, &to, hop, REASON_ANSWERED, ipv6);
 }
 
 static __always_inline int nat_forward_plain(struct xdp_md *ctx, void *data, void *end, bool ipv6)

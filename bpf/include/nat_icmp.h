@@ -183,12 +183,13 @@ __attribute__((noinline, weak)) int nat_translate_outside(struct xdp_md *ctx, st
 			source[0] = p.ip4->saddr;
 		/* ICMP has no pseudo-header. */
 		nat_rewrite4(p.ip4, source[0], to->destination[0], &outside);
-		ipv4_decrement_ttl(p.ip4);
+		if (to->hops)
+			ipv4_decrement_ttl(p.ip4);
 	} else {
 		if (keep_source)
 			__builtin_memcpy(source, &p.ip6->saddr, 16);
 		change += nat_rewrite6(p.ip6, source, to->destination);
-		p.ip6->hop_limit--;
+		p.ip6->hop_limit -= to->hops;
 	}
 	p.icmp->checksum = csum_apply(p.icmp->checksum, change);
 	return true;

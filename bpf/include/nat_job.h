@@ -59,10 +59,7 @@ struct nat_tuple {
 /* Where a packet goes, and as what. */
 struct nat_way {
 	struct translation to;
-	__u32 interface;
-	__u32 mtu;
-	__u8 macs[12];
-	__u32 state; /* enum next_hop_state */
+	__u64 choice; /* see next_hop.h */
 };
 
 /* One CPU's. A packet is handled without another one coming in between. */
@@ -75,9 +72,11 @@ struct nat_job {
 	__u64 bytes; /* of the frame */
 	__u32 vip;   /* number of its destination, 0 for none of ours */
 	__u32 length; /* of the IP packet */
+	__u32 traffic_class;
+	__u32 reserved;
 	/* What outlives the packet. */
 	__u32 tick;  /* jiffies of the count below */
-	__u32 asked; /* ways to clients that were asked for again */
+	__u32 asked; /* next hops that were chosen again */
 	__be64 unresolved[2]; /* where the last packet was to go that had no known neighbour */
 	__u64 unresolved_at;  /* and when, in jiffies */
 };

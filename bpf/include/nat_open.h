@@ -174,7 +174,8 @@ static __always_inline void nat_fill(struct nat_connection *r, const struct nat_
 	r->address = wish->address;
 	r->identity = identity;
 	r->expected = 0;
-	r->hop_stamp = 0;
+	r->choice[NAT_TO_CLIENT] = 0;
+	r->choice[NAT_TO_BACKEND] = 0;
 	r->service = wish->service;
 }
 

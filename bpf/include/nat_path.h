@@ -10,7 +10,7 @@
 /* Backends whose clients keep their address: 0, or half of a hash of their address, port and protocol, and a number. */
 SHARED_ARRAY(backend_index, __u64);
 
-/* Ways to clients that a CPU looks up again in one tick: a few percent of its time, whatever the number of clients. */
+/* Next hops that a CPU chooses again in one tick: a few percent of its time, whatever the number of connections. */
 #define NAT_ASKED_PER_TICK 1024
 
 static __always_inline __u64 nat_slot_hash(const struct balancer_settings *b, const struct service *service,
@@ -294,7 +294,7 @@ static __always_inline bool nat_translation(struct nat_job *job, const struct na
 	__u32 number = job->wish.service;
 	struct service *service;
 
-	to->reserved = 0;
+	to->hops = 1;
 	if (from_backend) {
 		service = bpf_map_lookup_elem(&services, &number);
 		if (!service)
@@ -339,72 +339,44 @@ static __always_inline bool nat_keeps_source(const struct packet *p, const struc
 	return source[0] != backend->address[0] || source[1] != backend->address[1];
 }
 
-/* ---- the way ------------------------------------------------------------------------------------------ */
+/* ---- the next hop ------------------------------------------------------------------------------------- */
 
-static __always_inline void nat_take_hop(struct nat_way *way, const struct next_hop *hop)
-{
-	way->interface = hop->interface;
-	way->mtu = hop->mtu;
-	way->state = hop->state;
-	__builtin_memcpy(way->macs, hop->macs, sizeof(way->macs));
-}
-
-static __always_inline void nat_ask_for(struct next_hop_request *request, const __be64 *address)
-{
-	request->destination[0] = address[0];
-	request->destination[1] = address[0] >> 32;
-	request->destination[2] = address[1];
-	request->destination[3] = address[1] >> 32;
-}
-
-/* Each CPU keeps the way to each backend. */
-static __always_inline void nat_way_to_backend(struct xdp_md *ctx, __u32 number, const struct backend *backend,
-					       struct nat_way *way)
-{
-	struct backend_state *state = bpf_map_lookup_elem(&backend_states, &number);
-	struct next_hop_request request;
-
-	if (!state) {
-		way->state = NEXT_HOP_NO_ROUTE;
-		return;
-	}
-	if (!next_hop_is_fresh(&state->hop)) {
-		nat_ask_for(&request, backend->address);
-		request.family = backend->family;
-		request.flags = 0;
-		next_hop_find(ctx, &request, &state->hop);
-	}
-	nat_take_hop(way, &state->hop);
-}
-
-/* Asks for the way to the client of a connection, and keeps it there. */
-__attribute__((noinline, weak)) int nat_ask(struct xdp_md *ctx, __u32 record, struct nat_way *way, __u32 now)
+/* Chooses the next hop of a connection in one direction, NAT_TO_CLIENT or NAT_TO_BACKEND, and keeps it there. */
+__attribute__((noinline, weak)) __u64 nat_choose(struct xdp_md *ctx, __u32 record, __u32 direction)
 {
 	struct nat_connection *r = bpf_map_lookup_elem(&connections, &record);
-	struct next_hop_request request;
-	struct next_hop hop;
+	struct next_hop_request request = {};
+	struct nat_job *job = nat_job();
+	__u64 word, before, choice;
+	struct translation *to;
+	__u32 side = direction & 1;
 
-	if (!r || !way)
+	if (!r || !job)
 		return 0;
-	__builtin_memset(&hop, 0, sizeof(hop));
-	nat_ask_for(&request, r->client);
-	request.family = nat_flags(NAT_ONCE(r->word)) & NAT_IPV6 ? NETWORK_IPV6 : NETWORK_IPV4;
-	request.flags = 0;
-	next_hop_find(ctx, &request, &hop);
-	nat_take_hop(way, &hop);
-	/* Another CPU that reads meanwhile asks by itself. */
-	__sync_lock_test_and_set(&r->hop_stamp, 0);
-	if (hop.state != NEXT_HOP_FOUND)
-		return 0;
-	r->interface = hop.interface;
-	r->mtu = hop.mtu;
-	__builtin_memcpy(r->macs, hop.macs, sizeof(r->macs));
-	__sync_lock_test_and_set(&r->hop_stamp, now ? now : 1);
-	return 1;
+	word = NAT_ONCE(r->word);
+	before = *(volatile __u64 *)&r->choice[side];
+	if (next_hop_is_hopeless(before))
+		return before;
+	to = &job->way.to;
+	*(any_u64 *)&request.destination[0] = to->destination[0];
+	*(any_u64 *)&request.destination[2] = to->destination[1];
+	*(any_u64 *)&request.source[0] = to->source[0];
+	*(any_u64 *)&request.source[2] = to->source[1];
+	request.source_port = to->source_port;
+	request.destination_port = to->destination_port;
+	request.family = nat_flags(word) & NAT_IPV6 ? NETWORK_IPV6 : NETWORK_IPV4;
+	request.protocol = nat_flags(word) & NAT_TCP ? IPPROTO_TCP : IPPROTO_UDP;
+	request.traffic_class = job->traffic_class;
+	choice = next_hop_choose(ctx, &request);
+	/* Not into the record of a connection that has come since. */
+	if (__sync_val_compare_and_swap(&r->choice[side], before, choice) == before &&
+	    (NAT_ONCE(r->word) ^ word) >> NAT_GENERATION_SHIFT)
+		__sync_lock_test_and_set(&r->choice[side], 0);
+	return choice;
 }
 
-/* Whether it is time to ask again, and this CPU has not asked too often in this tick. */
-static __always_inline bool nat_may_ask(__u32 now)
+/* Whether it is time to choose again, and this CPU has not chosen too often in this tick. */
+static __always_inline bool nat_may_choose(__u32 now)
 {
 	struct nat_job *job = nat_job();
 
@@ -417,18 +389,20 @@ static __always_inline bool nat_may_ask(__u32 now)
 	return job->asked++ < NAT_ASKED_PER_TICK;
 }
 
-static __always_inline void nat_way_to_client(struct xdp_md *ctx, const struct nat_settings *s, __u32 record,
-					      struct nat_connection *r, struct nat_way *way, __u32 now)
+/* The choice of a connection in one direction. Of the last generation, it may be kept for a while: its entry is still there. */
+static __always_inline __u64 nat_chosen(struct xdp_md *ctx, __u32 record, struct nat_connection *r, __u32 direction,
+					__u32 now)
 {
-	__u32 stamp = *(volatile __u32 *)&r->hop_stamp;
+	__u64 choice = *(volatile __u64 *)&r->choice[direction];
+	__u32 generation = next_hop_generation();
+	struct next_hop *hop = NULL;
 
-	way->interface = r->interface;
-	way->mtu = r->mtu;
-	way->state = NEXT_HOP_FOUND;
-	__builtin_memcpy(way->macs, r->macs, sizeof(way->macs));
-	if (!stamp || *(volatile __u32 *)&r->hop_stamp != stamp ||
-	    ((__s32)(now - stamp) >= (__s32)s->second && nat_may_ask(now)))
-		nat_ask(ctx, record, way, now);
+	/* What cannot be sent to may be by now. */
+	if (next_hop_state(ctx, choice, &hop) == NEXT_HOP_FOUND &&
+	    (next_hop_is_fresh(choice, generation) ||
+	     (next_hop_is_fresh(choice, generation - 1) && !nat_may_choose(now))))
+		return choice;
+	return nat_choose(ctx, record, direction);
 }
 
 #endif

@@ -122,21 +122,21 @@ __attribute__((noinline, weak)) int nat_source_is_own(struct xdp_md *ctx)
 {
 	struct next_hop_request request = {};
 	struct nat_job *job = nat_job();
-	struct next_hop hop = {};
+	struct bpf_fib_lookup fib;
 
 	if (!job)
 		return false;
 	*(any_u64 *)&request.destination[0] = job->way.to.source[0];
 	*(any_u64 *)&request.destination[2] = job->way.to.source[1];
 	request.family = job->packet.ipv6 ? NETWORK_IPV6 : NETWORK_IPV4;
-	return next_hop_find(ctx, &request, &hop) == NEXT_HOP_NO_ROUTE;
+	return fib_ask(ctx, &request, &fib) == NEXT_HOP_NO_ROUTE;
 }
 
 /* Less than it takes a neighbour to answer, in jiffies. */
 #define NAT_RESOLVE_TIME 4
 
 /*
- * The way on leads through a neighbour whose MAC is not known. The host's stack finds it out and forwards the packet, for
+ * The packet's next hop is a neighbour whose MAC is not known. The host's stack finds it out and forwards the packet, for
  * which this answers 0; but where the packet's new source is the host's own address, not by IPv4, which takes it for
  * forged, and perhaps not by IPv6. There a packet becomes a request with its old source: XDP_PASS, or XDP_DROP where it has
  * no room. By IPv4 at once, as there may be more neighbours to find out than we remember; by IPv6 only when the

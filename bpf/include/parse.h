@@ -295,6 +295,11 @@ out:
 	return walk.packed;
 }
 
+static __always_inline __u8 ipv6_traffic_class(const struct ipv6hdr *ip)
+{
+	return ip->priority << 4 | ip->flow_lbl[0] >> 4;
+}
+
 static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct packet *p)
 {
 	struct ipv6hdr *ip = take(p, sizeof(*ip));

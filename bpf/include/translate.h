@@ -12,11 +12,11 @@ struct translation {
 	__be64 destination[2];
 	__be16 source_port;
 	__be16 destination_port;
-	__u32 reserved;
+	__u32 hops; /* taken from it: 1, or 0 where the host's stack takes one */
 };
 
 /*
- * Also takes a hop from it. Answers how the sum of the addresses changed: transport checksums cover them as a
+ * Also takes hops from it. Answers how the sum of the addresses changed: transport checksums cover them as a
  * pseudo-header.
  */
 static __always_inline __u64 translate_ipv4(struct iphdr *ip, const struct translation *to)
@@ -24,10 +24,10 @@ static __always_inline __u64 translate_ipv4(struct iphdr *ip, const struct trans
 	__be32 source = (__be32)to->source[0], destination = (__be32)to->destination[0];
 	__u64 change = csum_change32(ip->saddr, source) + csum_change32(ip->daddr, destination);
 
-	ip->ttl--;
+	ip->ttl -= to->hops;
 	ip->saddr = source;
 	ip->daddr = destination;
-	ip->check = csum_apply(ip->check, change + CSUM_HOP);
+	ip->check = csum_apply(ip->check, to->hops ? change + CSUM_HOP : change);
 	return change;
 }
 
@@ -37,7 +37,7 @@ static __always_inline __u64 translate_ipv6(struct ipv6hdr *ip, const struct tra
 	__u64 change = csum_change128(ip->saddr.s6_addr32, source) +
 		       csum_change128(ip->daddr.s6_addr32, destination);
 
-	ip->hop_limit--;
+	ip->hop_limit -= to->hops;
 	__builtin_memcpy(&ip->saddr, to->source, 16);
 	__builtin_memcpy(&ip->daddr, to->destination, 16);
 	return change;

@@ -74,6 +74,10 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         "Health probes by result; unsent: this host could not, and the backend stays what it was",
     );
     let mut transition = Family::gauge("xdpkit_slots_in_transition", "Slots that remember an earlier backend");
+    let mut redirect_failed = Family::counter(
+        "xdpkit_redirect_failed",
+        "Frames that a program of the interface has sent and that were lost on the way out",
+    );
     let mut attached =
         Family::gauge("xdpkit_attached", "1 while the chain is attached to the interface, 0 while it is not");
     for (name, function) in &appliance.functions {
@@ -165,6 +169,9 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
     for (interface, chain) in &appliance.chains {
         let labels = vec![("interface", interface.clone()), ("mode", mode(chain))];
         attached.add(labels, chain.is_attached()?.into());
+        if let Some(count) = chain.redirect_failed()? {
+            redirect_failed.add(vec![("interface", interface.clone())], count);
+        }
     }
     Ok(vec![
         packets,
@@ -186,6 +193,7 @@ fn families(appliance: &Appliance) -> xdpkit::Result<Vec<Family>> {
         backend_up,
         probes,
         attached,
+        redirect_failed,
     ])
 }
 

@@ -107,14 +107,8 @@ pub(crate) fn run(about: &str, own_flags: &str, forwarding: Forwarding) -> Resul
     super::warn_of_balancer(output, place, kind, &names, addresses)?;
     let session = Session::start(&flags, &balancer, place)?;
     let scenario = lab.map(|lab| lab.play(session.stop(), output));
-    let mut ticks = 0_u32;
     let tick = |_| {
         thread::sleep(Duration::from_millis(50));
-        ticks += 1;
-        // Every five seconds: hosts that moved to another card may not say so by themselves.
-        if !flags.lab && ticks.is_multiple_of(100) {
-            let _unreachable = balancer.probe_neighbours();
-        }
         Ok(false)
     };
     session.run(tick, || statistics(&balancer))?;

@@ -349,18 +349,24 @@ impl<'a> Session<'a> {
                 next_stats = Some(at + every);
             }
         }
+        let redirect_failed = self.redirect_failed()?;
         for attachment in self.attachments {
             attachment.detach()?;
         }
         while tick(self.output)? {}
-        print_stats(self.output, &self.stage.stats()?, &extra()?);
+        print_stats(self.output, &self.stage.stats()?, redirect_failed, &extra()?);
         self.output.line(&json!({"event": "stopped"}), || "stopped".into());
         Ok(())
     }
 
     fn print_stats(&self, extra: &Value) -> xdpkit::Result<()> {
-        print_stats(self.output, &self.stage.stats()?, extra);
+        print_stats(self.output, &self.stage.stats()?, self.redirect_failed()?, extra);
         Ok(())
+    }
+
+    /// Frames that were sent and lost on the way out, where the kernel tells.
+    fn redirect_failed(&self) -> xdpkit::Result<Option<u64>> {
+        self.attachments.iter().map(Attachment::redirect_failed).sum()
     }
 }
 
@@ -388,12 +394,13 @@ pub(crate) fn stats_json(stats: &Stats) -> Value {
     })
 }
 
-fn print_stats(output: Output, stats: &Stats, extra: &Value) {
+fn print_stats(output: Output, stats: &Stats, redirect_failed: Option<u64>, extra: &Value) {
     let mut object = json!({"event": "stats"});
     if let (Some(object), Some(stats), Some(extra)) =
         (object.as_object_mut(), stats_json(stats).as_object(), extra.as_object())
     {
         object.extend(stats.clone());
+        object.extend(redirect_failed.map(|count| ("redirect_failed".to_owned(), count.into())));
         object.extend(extra.clone());
     }
     output.line(&object, || {

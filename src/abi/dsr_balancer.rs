@@ -43,6 +43,16 @@ assert_same_layout!(
     outer6_mask
 );
 
+/// Next hops to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Paths {
+    pub(crate) told: u64,
+    pub(crate) rest: [u64; 31],
+}
+// Programs alone know the rest.
+const _: () = assert!(size_of::<Paths>() == size_of::<crate::sys::skel::dsr_balancer::types::dsr_paths>());
+
 pub(crate) const RECORD_KIND_SHIFT: u32 = 16;
 pub(crate) const RECORD_SIDE: u64 = 1 << 19;
 pub(crate) const RECORD_TIME_SHIFT: u32 = 20;

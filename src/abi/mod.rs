@@ -6,6 +6,7 @@ pub(crate) mod firewall;
 pub(crate) mod flow_table;
 pub(crate) mod monitor;
 pub(crate) mod nat_balancer;
+pub(crate) mod next_hop;
 pub(crate) mod packet;
 pub(crate) mod rate_limiter;
 pub(crate) mod reason;

@@ -49,11 +49,9 @@ pub(crate) struct Connection {
     pub(crate) address: u16,
     pub(crate) identity: u32,
     pub(crate) expected: u32,
-    pub(crate) hop_stamp: u32,
-    pub(crate) interface: u32,
-    pub(crate) mtu: u16,
-    pub(crate) macs: [u8; 12],
+    pub(crate) choice: [u64; 2],
     pub(crate) service: u16,
+    pub(crate) reserved: [u16; 3],
 }
 assert_same_layout!(
     Connection,
@@ -66,10 +64,7 @@ assert_same_layout!(
     address,
     identity,
     expected,
-    hop_stamp,
-    interface,
-    mtu,
-    macs,
+    choice,
     service
 );
 

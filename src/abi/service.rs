@@ -127,34 +127,14 @@ assert_same_layout!(
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub(crate) struct NextHop {
-    pub(crate) fresh_until: u64,
-    pub(crate) interface: u32,
-    pub(crate) mtu: u16,
-    pub(crate) state: u16,
-    pub(crate) macs: [u8; 12],
-    pub(crate) reserved: u32,
-}
-assert_same_layout!(NextHop, crate::sys::skel::dsr_balancer::types::next_hop, fresh_until, interface, mtu, state, macs);
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
 pub(crate) struct BackendCpu {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
     pub(crate) flows: u64,
     pub(crate) function: u64,
-    pub(crate) hop: NextHop,
+    pub(crate) reserved: [u64; 4],
 }
-assert_same_layout!(
-    BackendCpu,
-    crate::sys::skel::dsr_balancer::types::backend_state,
-    packets,
-    bytes,
-    flows,
-    function,
-    hop
-);
+assert_same_layout!(BackendCpu, crate::sys::skel::dsr_balancer::types::backend_state, packets, bytes, flows, function);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

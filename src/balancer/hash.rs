@@ -2,16 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) use crate::base::mix64;
 
-/// The finaliser of MurmurHash3.
-pub(crate) fn mix64(mut x: u64) -> u64 {
-    x ^= x >> 33;
-    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    x ^= x >> 33;
-    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    x ^ x >> 33
-}
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 pub(crate) fn index_hash(word: u64) -> u64 {
     (word ^ word >> 32).wrapping_mul(GOLDEN)

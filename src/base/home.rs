@@ -143,6 +143,7 @@ pub(crate) fn pin_stage(directory: &Path, stage: &Shared) -> Result<Option<PathB
         stage.owner.join(&home)?;
         return Ok(None);
     }
+    stage.next_hops.iter().for_each(|next_hops| next_hops.set_pinned());
     let aside = pin_aside(directory, stage)?;
     fs::rename(&aside, &home).map_err(failure(&home, "put the pins in place"))?;
     stage.owner.join(&home)?;

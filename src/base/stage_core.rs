@@ -14,6 +14,7 @@ use super::{
     directory::check_name,
     growth::{self, Carry, Grown, Growth, Sets},
     home::{map_path, open_stage, stage_path},
+    next_hops::NextHops,
     own_macs::{OWN_MACS, OwnMacs},
     owner::Entered,
 };
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) kind: &'static StageKind,
     pub(crate) maps: Vec<Map>,
     pub(crate) owner: Owner,
+    /// Of functions that send packets on.
+    pub(crate) next_hops: Option<Arc<NextHops>>,
     /// Until the tables are in the place of smaller ones.
     grown: Mutex<Option<Grown>>,
     /// One that nobody uses. To load a program is to verify it, which takes most of the time of a start or of an edit.
@@ -82,8 +85,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Self {
-        Self { name: name.to_owned(), kind, maps, owner, grown: Mutex::default(), spare: Mutex::default() }
+    fn new(name: &str, kind: &'static StageKind, maps: Vec<Map>, owner: Owner) -> Result<Self> {
+        let map = |name: &str| maps.iter().find(|map| map.name() == name);
+        let next_hops = map("next_hops").zip(map("links")).map(|(table, links)| NextHops::of(table, links));
+        let next_hops = next_hops.transpose()?.map(Arc::new);
+        let name = name.to_owned();
+        Ok(Self { name, kind, maps, owner, next_hops, grown: Mutex::default(), spare: Mutex::default() })
     }
 
     pub(crate) fn grown(&self) -> MutexGuard<'_, Option<Grown>> {
@@ -149,7 +156,7 @@ impl StageCore {
         check_name(name)?;
         let loaded = (kind.load)(&Plan { shared: &[], capacities }).map_err(|error| kind.name_setting(error))?;
         let (instance, maps) = split(loaded)?;
-        Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?), instance)
+        Self::of(Shared::new(name, kind, maps, Owner::fresh(name)?)?, instance)
     }
 
     fn of(shared: Shared, instance: Instance) -> Result<Self> {
@@ -225,7 +232,8 @@ impl StageCore {
                 return Err(Error::PinMissing { path: map_path(directory, name, map.name()) });
             }
         }
-        let shared = Shared::new(name, kind, used, owner);
+        let shared = Shared::new(name, kind, used, owner)?;
+        shared.next_hops.iter().for_each(|next_hops| next_hops.set_pinned());
         if !old.is_empty() {
             *shared.grown() = Some(Grown { directory: directory.to_owned(), old, settles: Vec::new() });
         }
@@ -246,6 +254,11 @@ impl StageCore {
     /// Whether the tables are larger than those that are pinned, and not in their place yet.
     pub(crate) fn is_grown(&self) -> bool {
         self.shared.grown().is_some()
+    }
+
+    /// The next hops of a function that sends packets on.
+    pub(crate) fn next_hops(&self) -> &Arc<NextHops> {
+        self.shared.next_hops.as_ref().expect("the function sends packets on")
     }
 
     pub(crate) fn owner(&self) -> &Owner {

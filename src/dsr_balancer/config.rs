@@ -160,6 +160,7 @@ impl DsrConfig {
         capacities.extend([
             ("events", self.ring_bytes),
             ("transitions", slots),
+            ("paths", self.backends + 1),
             ("flows_lines", self.flow_shape().total()),
             ("flow_sides", self.flow_shape().slots()),
             ("fragments_lines", fragment_shape().total()),

@@ -24,10 +24,21 @@ pub enum Way {
     OffLink,
     /// Not at all: its packets are dropped.
     NoRoute,
+    /// By an interface that only the host's stack can send by, such as a macvlan or a tunnel. The stack sends what is
+    /// encapsulated; packets of L2 services are dropped.
+    ByStack {
+        /// The index of the interface that leads there.
+        interface: u32,
+    },
+    /// By a link that is down: its packets are dropped.
+    Down {
+        /// The index of the interface that leads there.
+        interface: u32,
+    },
 }
 
-/// The way to a backend has changed. Each CPU notices by itself, with the next packet for the backend, so one change makes
-/// several events. The first packet finds a way, too.
+/// The next hop to a backend has changed, as the next packet for the backend has found. The first packet finds one, too. Where a
+/// route has several next hops, one of them is told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DsrEvent {
@@ -49,6 +60,8 @@ impl DsrEvent {
             2 => Way::Unresolved { interface },
             3 => Way::OffLink,
             4 => Way::NoRoute,
+            5 => Way::ByStack { interface },
+            6 => Way::Down { interface },
             _ => return None,
         };
         Some(Self { timestamp: Duration::from_nanos(event.timestamp), backend, way, cpu: event.cpu })
@@ -68,6 +81,8 @@ impl fmt::Display for DsrEvent {
             Way::Unresolved { interface } => write!(f, "being looked for on interface {interface}"),
             Way::OffLink => f.write_str("behind a router, where L2 forwarding does not reach"),
             Way::NoRoute => f.write_str("no route"),
+            Way::ByStack { interface } => write!(f, "by the host's stack on interface {interface}"),
+            Way::Down { interface } => write!(f, "behind interface {interface}, which is down"),
         }
     }
 }

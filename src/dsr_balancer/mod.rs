@@ -8,7 +8,7 @@ mod probe;
 mod transition;
 
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     path::Path,
     sync::{
         Arc, MutexGuard,
@@ -35,6 +35,7 @@ use crate::{
     },
     base::{self, COPIED, Edit, Growth, Sets, StageCore, StageKind, State},
     flow_table::Shape,
+    host,
     stage::sealed::Sealed,
     sys::{self, object::Plan, route::Route},
 };
@@ -44,12 +45,12 @@ static KIND: StageKind = StageKind {
     abi: crate::abi::fingerprint(env!("XDPKIT_ABI_DSR_BALANCER")),
     sized_by: &[
         ("services", &["vip_index", "service_index", "vips", "services", "service_states"]),
-        ("backends", &["backends", "backend_states"]),
+        ("backends", &["backends", "backend_states", "paths"]),
         ("services` and `table_size", &["slots", "transitions"]),
         ("flows", &["flows_lines", "flow_sides"]),
         ("ring_bytes", &["events"]),
     ],
-    carried: &[book::CARRIED, &[("settings", COPIED), ("transitions", COPIED)]],
+    carried: &[book::CARRIED, &[("settings", COPIED), ("transitions", COPIED), ("paths", COPIED)]],
     load: |plan: &Plan<'_>| {
         let mut storage = std::mem::MaybeUninit::uninit();
         let builder = sys::skel::dsr_balancer::DsrBalancerSkelBuilder::default();
@@ -83,7 +84,7 @@ static KIND: StageKind = StageKind {
 /// # }
 /// ```
 ///
-/// The way to a backend comes from the kernel's routes and neighbours, and is asked for again at least once a second; the
+/// The next hop to a backend is the kernel's choice, by its rules, routes and neighbours, made again when they change; the
 /// interface that packets come in by has to forward (`net.ipv4.ip_forward`, `net.ipv6.conf.all.forwarding`). Interfaces
 /// that packets leave by are found in the network namespace where the balancer is attached; routes that calls look up,
 /// in that of the calling thread. What is not for a service goes on untouched.
@@ -399,27 +400,6 @@ impl DsrBalancer {
         self.book().rule.recorded()
     }
 
-    /// Makes the host check that its neighbours are where they were: sends each L2 backend an empty UDP datagram to port 9
-    /// (discard). The kernel confirms neighbours that it sends to itself, and a balancer's packets pass it by; so without
-    /// other traffic, a backend's new MAC is learnt only when the backend says so (gratuitous ARP, which hosts send when
-    /// they are configured to). Call it every few seconds where that is not enough, from the balancer's network namespace.
-    /// Answers how many could not be sent.
-    #[must_use]
-    pub fn probe_neighbours(&self) -> usize {
-        let book = self.book();
-        let l2 = book.entries().filter(|(_, entry)| forwarding_of(entry) == Forwarding::L2);
-        let mut addresses: Vec<_> = l2.flat_map(|(_, entry)| entry.members.iter().map(|m| m.target.address)).collect();
-        drop(book);
-        addresses.sort_unstable();
-        addresses.dedup();
-        const DISCARD: u16 = 9;
-        let probe = |address: &IpAddr| {
-            let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            UdpSocket::bind(any).and_then(|socket| socket.send_to(&[], (*address, DISCARD))).is_err()
-        };
-        addresses.iter().filter(|address| probe(address)).count()
-    }
-
     /// What there is after [`DsrBalancer::settle`], or without it where another process has taken over.
     fn settled(&self) -> Result<MutexGuard<'_, Book<Transitions>>> {
         match self.state.try_edit(&self.core) {
@@ -468,11 +448,13 @@ impl DsrBalancer {
             Forwarding::L2 if backend.is_ipv4() != service.address.is_ipv4() => {
                 refuse("an address of the service's family: L2 forwarding leaves packets as they are")
             }
-            Forwarding::L2 if self.check_on_link.load(Ordering::Relaxed) => match route_to(backend)? {
-                Some(Route { local: true, .. }) => refuse("another host"),
-                Some(Route { gateway: false, .. }) => Ok(()),
-                _ => refuse("a neighbour on a link of this host: L2 forwarding does not reach through a router"),
-            },
+            Forwarding::L2 if self.check_on_link.load(Ordering::Relaxed) => {
+                match find_route(backend, |route| !route.gateway)? {
+                    Some(Route { local: true, .. }) => refuse("another host"),
+                    Some(_) => Ok(()),
+                    None => refuse("a neighbour on a link of this host: L2 forwarding does not reach through a router"),
+                }
+            }
             Forwarding::L2 => Ok(()),
             Forwarding::IpIp => self.choose_outer(backend),
         }
@@ -486,7 +468,7 @@ impl DsrBalancer {
         if !missing {
             return Ok(());
         }
-        let Some(source) = route_to(backend)?.and_then(|route| route.source) else {
+        let Some(source) = find_route(backend, |route| route.source.is_some())?.and_then(|route| route.source) else {
             let expected = "an address that this host has a route to, or a configured `outer_v4` or `outer_v6`";
             return Err(Error::Invalid { what: "backend", value: backend.to_string(), expected });
         };
@@ -504,6 +486,18 @@ fn forwarding_of(entry: &Entry) -> Forwarding {
     if entry.record.flags & IPIP != 0 { Forwarding::IpIp } else { Forwarding::L2 }
 }
 
-fn route_to(address: IpAddr) -> Result<Option<Route>> {
-    sys::route::route_to(address).map_err(|cause| Error::Route { address, cause })
+/// A route that is so: of the host's own, then of its VRFs. By which of them a packet will go, its interface decides.
+fn find_route(address: IpAddr, is_wanted: impl Fn(&Route) -> bool) -> Result<Option<Route>> {
+    let unknown = |cause| Error::Route { address, cause };
+    let route = sys::route::route_to(address).map_err(unknown)?.filter(&is_wanted);
+    if route.is_some() {
+        return Ok(route);
+    }
+    for vrf in host::vrfs().map_err(unknown)? {
+        let route = sys::route::route_in(address, Some(vrf)).map_err(unknown)?.filter(&is_wanted);
+        if route.is_some() {
+            return Ok(route);
+        }
+    }
+    Ok(None)
 }

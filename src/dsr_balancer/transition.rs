@@ -2,11 +2,13 @@
 
 use std::{mem::offset_of, net::SocketAddr, time::Duration};
 
+use bytemuck::Zeroable as _;
+
 use crate::{
     Result,
     abi::{
         dsr_balancer::{
-            CLOSING, RECORD_KIND_SHIFT, RECORD_SIDE, RECORD_TIME_SHIFT, Settings, Side, TIME_SHIFT, Transition,
+            CLOSING, Paths, RECORD_KIND_SHIFT, RECORD_SIDE, RECORD_TIME_SHIFT, Settings, Side, TIME_SHIFT, Transition,
         },
         service::{Address, Backend, SLOT_BACKEND, SLOT_PREVIOUS_SHIFT},
     },
@@ -37,6 +39,7 @@ pub(super) struct Transitions {
     pub(super) settings: Records<Settings>,
     flows: FlowTable<LongMapping>,
     sides: Records<Side>,
+    paths: Records<Paths>,
 }
 
 /// What is known of a flow whose slot is in transition.
@@ -55,6 +58,7 @@ impl Transitions {
             settings: Records::of(core, "settings")?,
             flows,
             sides: Records::of(core, "flow_sides")?,
+            paths: Records::of(core, "paths")?,
         })
     }
 
@@ -144,6 +148,10 @@ impl SlotRule for Transitions {
 
     fn now(&self) -> u64 {
         now().into()
+    }
+
+    fn forget(&self, id: u16) {
+        self.paths.write(id.into(), &Paths::zeroed());
     }
 
     /// Records may name it in slots whose transition began before it left.

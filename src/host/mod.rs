@@ -1,9 +1,25 @@
-//! What this host is to its networks, followed over rtnetlink: the MAC addresses that frames to it carry.
+//! What this host is to its networks, followed over rtnetlink: the MAC addresses that frames to it carry, and the next hops
+//! that frames leave by.
 //!
 //! One thread for each network namespace in which chains are attached, as long as one is. The data path goes by what was
-//! written last: when the process is gone, addresses that change are not followed any more.
+//! written last: when the process is gone, addresses that change are not followed any more, and programs look for next hops
+//! by themselves once the lease of their table has lapsed.
 
+mod egress;
+mod events;
+mod features;
+mod ingress;
+mod link_map;
 mod links;
+mod neighbours;
+mod requests;
+mod routes;
+#[cfg(test)]
+mod stacked_tests;
+mod state;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -14,38 +30,49 @@ use std::{
     time::Duration,
 };
 
-use links::{LinkTable, Requests};
+use events::{Events, Heard};
+use state::State;
 
 use crate::{
-    base::OwnMacs,
-    sys::{
-        links::Links,
-        wake::{Sources, Tick},
-    },
+    base::{NextHops, OwnMacs},
+    sys::wake::{Source, Sources, Tick},
 };
 
-/// How often the thread looks whether somebody needs it, and reads everything again whatever it has heard.
+/// How often the thread looks whether somebody needs it.
 const LOOK: Duration = Duration::from_secs(1);
+/// And how often while it serves tables.
+const TICK: Duration = Duration::from_millis(100);
 /// Changes come in bursts.
 const SETTLE: Duration = Duration::from_millis(5);
 
 /// The hosts that are followed, by network namespace (device and inode of its file).
 static HOSTS: Mutex<BTreeMap<(u64, u64), Weak<Host>>> = Mutex::new(BTreeMap::new());
 
+/// The VRFs of the calling thread's network namespace, by the indices of their interfaces.
+pub(crate) fn vrfs() -> io::Result<Vec<u32>> {
+    Ok(requests::Requests::open()?.links()?.vrfs().collect())
+}
+
+/// The devices that a program sends by to reach an interface of the calling thread's network namespace: those below a VLAN,
+/// the ports of a bridge; else itself.
+pub(crate) fn devices_below(interface: u32) -> io::Result<Vec<u32>> {
+    Ok(requests::Requests::open()?.links()?.below(interface))
+}
+
 /// The host that a network namespace is.
 #[derive(Debug)]
 pub(crate) struct Host {
-    requests: Mutex<Requests>,
-    followers: Mutex<Vec<Follower>>,
+    state: Mutex<State>,
+    ears: Arc<Ears>,
 }
 
-/// Who goes by the addresses of an interface.
+/// What the thread waits for.
 #[derive(Debug)]
-struct Follower {
-    interface: u32,
-    configured: Vec<[u8; 6]>,
-    macs: Weak<OwnMacs>,
-    last: Vec<[u8; 6]>,
+struct Ears {
+    links: Arc<Events>,
+    routes: Arc<Events>,
+    features: Option<Arc<Events>>,
+    tick: Arc<Tick>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,69 +89,91 @@ impl Host {
         if let Some(host) = hosts.get(&namespace).and_then(Weak::upgrade) {
             return Ok(host);
         }
-        let host = Arc::new(Self { requests: Mutex::new(Requests::open()?), followers: Mutex::default() });
-        let links = Links::open()?;
-        links.listen()?;
-        let sources = Sources::new(vec![Box::new(Arc::new(links)), Box::new(Tick::every(LOOK)?)])?;
+        let ears = Arc::new(Ears {
+            links: Events::of_links()?,
+            routes: Events::of_routes()?,
+            features: Events::of_features()?,
+            tick: Arc::new(Tick::every(LOOK)?),
+        });
+        let (all, calm) = (ears.sources(true)?, ears.sources(false)?);
+        let host = Arc::new(Self { state: Mutex::new(State::open()?), ears });
         let followed = Arc::downgrade(&host);
-        thread::Builder::new().name("xdpkit-host".into()).spawn(move || follow(&followed, &sources))?;
+        let ears = Arc::clone(&host.ears);
+        let body = move || follow(&followed, &ears, &all, &calm);
+        thread::Builder::new().name("xdpkit-host".into()).spawn(body)?;
         hosts.insert(namespace, Arc::downgrade(&host));
         Ok(host)
     }
 
-    /// Writes the addresses of this interface, now and whenever they change, as long as somebody else has these. `configured`
-    /// are ones of this host that the kernel does not tell.
-    pub(crate) fn follow(&self, interface: u32, configured: &[[u8; 6]], macs: &Arc<OwnMacs>) -> io::Result<()> {
-        let table = lock(&self.requests).links()?;
-        let mut follower =
-            Follower { interface, configured: configured.to_vec(), macs: Arc::downgrade(macs), last: Vec::new() };
-        follower.refresh(&table);
-        let mut followers = lock(&self.followers);
-        followers.retain(|other| !other.macs.ptr_eq(&follower.macs));
-        followers.push(follower);
-        Ok(())
+    /// Writes the addresses of this interface to all of these, now and whenever they change, as long as somebody else has
+    /// them. `configured` are addresses of this host that the kernel does not tell.
+    pub(crate) fn follow(&self, interface: u32, configured: &[[u8; 6]], macs: &[Arc<OwnMacs>]) -> io::Result<()> {
+        if macs.is_empty() { Ok(()) } else { lock(&self.state).follow(interface, configured, macs) }
     }
 
     /// From now on, these are what they are before an instance is attached.
     pub(crate) fn forget(&self, macs: &Arc<OwnMacs>) {
-        let forgotten = Arc::downgrade(macs);
-        lock(&self.followers).retain(|follower| !follower.macs.ptr_eq(&forgotten));
+        lock(&self.state).forget(macs);
         macs.reset();
     }
 
-    fn refresh(&self) -> io::Result<()> {
-        let table = lock(&self.requests).links()?;
-        lock(&self.followers).retain_mut(|follower| follower.refresh(&table));
-        Ok(())
+    /// Fills a next-hop table, and keeps it right as long as somebody else has it. When this returns, links are written, and
+    /// the next hops of addresses that are wanted have entries; their neighbours are being asked for. Once is enough.
+    pub(crate) fn serve(&self, table: &Arc<NextHops>) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        if !state.has_resolver() {
+            // What happens while the tables are read is heard of, and told again.
+            self.ears.links.add_neighbours()?;
+            self.ears.routes.add_routes()?;
+        }
+        self.ears.tick.set(TICK)?;
+        state.serve(table)
+    }
+
+    /// Updates everything that what was heard concerns, and returns how long to wait for more at most.
+    fn hear(&self, heard: Heard) -> Duration {
+        let mut state = lock(&self.state);
+        let served = state.has_tables();
+        // After an error, tables are not vouched for, and all is tried again.
+        let _ = state.hear(heard);
+        if served && !state.has_tables() {
+            let _ = self.ears.tick.set(LOOK);
+        }
+        state.patience()
     }
 }
 
-impl Follower {
-    /// False when nobody goes by it any more.
-    fn refresh(&mut self, table: &LinkTable) -> bool {
-        let Some(macs) = self.macs.upgrade() else { return false };
-        let mut now = table.own_macs(self.interface);
-        // An interface that is gone takes its programs with it; one that has left keeps what it had.
-        if now.is_empty() {
-            return true;
+impl Ears {
+    fn sources(&self, routes: bool) -> io::Result<Sources> {
+        let mut sources: Vec<Box<dyn Source>> =
+            vec![Box::new(Arc::clone(&self.links)), Box::new(Arc::clone(&self.tick))];
+        sources.extend(self.features.iter().map(|features| Box::new(Arc::clone(features)) as Box<dyn Source>));
+        if routes {
+            sources.push(Box::new(Arc::clone(&self.routes)));
         }
-        now.extend(self.configured.iter().filter(|mac| !now.contains(mac)).copied().collect::<Vec<_>>());
-        if now != self.last {
-            macs.set(&now);
-            self.last = now;
-        }
-        true
+        Sources::new(sources)
+    }
+
+    fn take(&self) -> Heard {
+        let heard = self.links.take().and(self.routes.take());
+        self.features.iter().fold(heard, |heard, features| heard.and(features.take()))
     }
 }
 
-fn follow(host: &Weak<Host>, sources: &Sources) {
+fn follow(host: &Weak<Host>, ears: &Ears, all: &Sources, calm: &Sources) {
+    let (mut routes_changed, mut patience) = (false, Duration::MAX);
     loop {
+        // While a routing daemon writes a full table, every change is of no more interest than the first: they are read with
+        // the next tick.
+        let sources = if routes_changed { calm } else { all };
         // An error leaves everything as it is until the next look.
-        let _ = sources.wait(Duration::MAX);
+        let _ = sources.wait(patience);
         thread::sleep(SETTLE);
-        let _ = sources.drain();
+        let _ = all.drain();
+        let heard = ears.take();
+        routes_changed = heard.routes;
         match host.upgrade() {
-            Some(host) => drop(host.refresh()),
+            Some(host) => patience = host.hear(heard),
             None => return,
         }
     }

@@ -72,8 +72,9 @@ pub struct NatBackend {
 ///
 /// Packets for other addresses, and for ports of ours that no service has, go on untouched. A connection stays with its
 /// backend whatever is done to the others. Interfaces by which clients come in and those by which backends answer are
-/// both attached, in the same VLANs, for tags stay as they are; and they have to forward (sysctl
-/// `net.ipv4.conf.*.forwarding`, `net.ipv6.conf.all.forwarding`).
+/// both attached: the devices themselves, not VLANs on them or bridges that they are ports of. All of them have to forward (sysctl
+/// `net.ipv4.conf.*.forwarding`, `net.ipv6.conf.all.forwarding`). The kernel chooses the next hop of a connection in each
+/// direction, and again when links, routes, rules or neighbours change.
 ///
 /// ```no_run
 /// use xdpkit::{AttachOptions, NatBalancer, NatConfig, NatService, Stage as _};

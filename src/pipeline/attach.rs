@@ -52,10 +52,13 @@ impl Pipeline {
     fn attach_to(&mut self, options: &AttachOptions, interface: Interface) -> Result<()> {
         let links = Links::open().map_err(|cause| unreadable(&interface, cause))?;
         let host = Host::here().map_err(|cause| unreadable(&interface, cause))?;
-        for member in &self.members {
-            follow_host(&host, &interface, options, member)?;
-        }
+        follow_host(&host, &interface, options, &self.members)?;
         let done = self.attach_followed(options, interface, links, &host);
+        if let (Ok(()), Some(attached)) = (&done, &self.attached) {
+            let generic = attached.mode == XdpMode::Generic;
+            let tables = self.members.iter().filter_map(|member| member.shared.next_hops.as_ref());
+            tables.for_each(|next_hops| next_hops.set_generic(generic));
+        }
         if done.is_err() && self.attached.is_none() {
             // Test runs go by what they went by before.
             self.members

@@ -20,6 +20,7 @@ use crate::{
         links::Links,
         notices::Notices,
         program::Program,
+        redirects::Lost,
         wake::{Sources, Tick},
     },
 };
@@ -37,6 +38,7 @@ pub(super) struct Attached {
     pub(super) pins: Option<InterfacePins>,
     host: Arc<Host>,
     pub(super) options: AttachOptions,
+    lost: Option<Lost>,
 }
 
 /// What watches see of an attachment. They do not keep it alive: it ends with its pipeline.
@@ -80,17 +82,23 @@ impl Attached {
         let link_pin = pins.as_ref().map(InterfacePins::link_path);
         let program = members[0].instance.program.id();
         let now = Mutex::new(Some(Now { link: made.link, program, stages: stages_of(members) }));
+        let lost = Lost::of(interface.index());
         let guarded = Arc::new(Guarded { interface, links: Arc::new(links), link_pin, now });
-        Self { guarded, mode: made.mode, fallback: made.fallback, adopted: false, pins, host, options: options.clone() }
+        let options = options.clone();
+        Self { guarded, mode: made.mode, fallback: made.fallback, adopted: false, pins, host, options, lost }
     }
 
     pub(super) fn interface(&self) -> &Interface {
         &self.guarded.interface
     }
 
-    /// Has an instance that packets are about to meet go by the MAC addresses of this host.
-    pub(super) fn follow_host(&self, member: &Member) -> Result<()> {
-        follow_host(&self.host, self.interface(), &self.options, member)
+    pub(super) fn redirect_failed(&self) -> Result<Option<u64>> {
+        self.lost.as_ref().map(Lost::count).transpose()
+    }
+
+    /// Has instances that packets are about to meet go by the MAC addresses of this host.
+    pub(super) fn follow_host(&self, members: &[Member]) -> Result<()> {
+        follow_host(&self.host, self.interface(), &self.options, members)
     }
 
     pub(super) fn loss(&self) -> Result<Option<Loss>> {
@@ -170,13 +178,21 @@ impl Attached {
     }
 }
 
-pub(super) fn follow_host(host: &Host, interface: &Interface, options: &AttachOptions, member: &Member) -> Result<()> {
-    let Some(macs) = &member.instance.own_macs else { return Ok(()) };
-    host.follow(interface.index(), options.own_macs(), macs).map_err(|cause| Error::Interface {
-        interface: interface.name().to_owned(),
-        operation: "read the MAC addresses of this host there",
-        cause,
-    })
+pub(super) fn follow_host(
+    host: &Host,
+    interface: &Interface,
+    options: &AttachOptions,
+    members: &[Member],
+) -> Result<()> {
+    let refused =
+        |operation| move |cause| Error::Interface { interface: interface.name().to_owned(), operation, cause };
+    let macs: Vec<_> = members.iter().filter_map(|member| member.instance.own_macs.clone()).collect();
+    host.follow(interface.index(), options.own_macs(), &macs)
+        .map_err(refused("read the MAC addresses of this host there"))?;
+    for next_hops in members.iter().filter_map(|member| member.shared.next_hops.as_ref()) {
+        host.serve(next_hops).map_err(refused("resolve next hops from there"))?;
+    }
+    Ok(())
 }
 
 fn stages_of(members: &[Member]) -> Vec<Arc<Shared>> {

@@ -109,8 +109,8 @@ impl Pipeline {
         let _lock = self.begin_edit()?;
         let mut fresh = fresh_chain(shared, self.last.as_ref())?;
         let mut undo = Undo::default();
+        self.follow_host(&fresh)?;
         for member in &mut fresh {
-            self.follow_host(member)?;
             self.pin_member(member, &mut undo)?;
         }
         self.set_head(&fresh[0])?;

@@ -142,6 +142,17 @@ impl Pipeline {
         self.attached.as_ref()?.fallback.as_ref()
     }
 
+    /// Frames that a program of this interface has sent back or redirected (counted as forwarded), and that were lost on the way
+    /// out all the same: the other device could not transmit them, or was full. Since it was attached by this process; of
+    /// `XDP_TX` only with drivers that tell (`xdp_bulk_tx`: veth). `None` where the kernel does not let this process look
+    /// (raw tracepoints: `CAP_PERFMON`, and a kernel with BTF).
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn redirect_failed(&self) -> Result<Option<u64>> {
+        self.attached.as_ref().map_or(Ok(None), Attached::redirect_failed)
+    }
+
     /// Whether an earlier process's attachment was taken over from its pins.
     #[must_use]
     pub fn adopted(&self) -> bool {
@@ -257,7 +268,7 @@ impl Pipeline {
     /// A new member that already names its successor, the program now at `next`, and is pinned.
     fn prepare(&self, core: &StageCore, next: usize, undo: &mut Undo) -> Result<Member> {
         let mut member = Member::new(&core.shared)?;
-        self.follow_host(&member)?;
+        self.follow_host(std::slice::from_ref(&member))?;
         if let Some(next) = self.program_at(next) {
             member.point_to(Some(next))?;
         }
@@ -265,8 +276,8 @@ impl Pipeline {
         Ok(member)
     }
 
-    fn follow_host(&self, member: &Member) -> Result<()> {
-        self.attached.as_ref().map_or(Ok(()), |attached| attached.follow_host(member))
+    fn follow_host(&self, members: &[Member]) -> Result<()> {
+        self.attached.as_ref().map_or(Ok(()), |attached| attached.follow_host(members))
     }
 
     fn pin_member(&self, member: &mut Member, undo: &mut Undo) -> Result<()> {

@@ -6,6 +6,7 @@ use super::{Finding, FindingKind, Findings, Severity, redirect_target};
 use crate::{
     Error, Interface, Result,
     address::Unmapped as _,
+    host,
     sys::{self, route::Route},
 };
 
@@ -176,8 +177,19 @@ fn backend_route(setup: &BalancerSetup, backend: IpAddr, route: Option<Route>) -
 }
 
 fn leaving(setup: &BalancerSetup, interface: &Interface, backends: &[IpAddr]) -> Result<Vec<Finding>> {
-    let mut list = redirect_target(interface)?;
-    if setup.kind == BalancerKind::Nat && !setup.is_attached_to(interface.index()) {
+    let unknown = |cause| Error::Interface {
+        interface: interface.name().to_owned(),
+        operation: "look for the devices below it",
+        cause,
+    };
+    let devices = host::devices_below(interface.index()).map_err(unknown)?;
+    let mut list = Vec::new();
+    for device in &devices {
+        list.extend(redirect_target(&Interface::by_index(*device)?)?);
+    }
+    // Replies come in by one of them, or where the program is attached above.
+    let mut attached = devices.into_iter().chain([interface.index()]);
+    if setup.kind == BalancerKind::Nat && !attached.any(|device| setup.is_attached_to(device)) {
         let names: Vec<String> = backends.iter().map(ToString::to_string).collect();
         list.push(Finding {
             severity: Severity::Blocker,

@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     ptr,
+    sync::OnceLock,
 };
 
 use libbpf_rs::libbpf_sys as raw;
@@ -11,38 +12,18 @@ use libbpf_rs::libbpf_sys as raw;
 use super::{check, privilege};
 use crate::{Error, Result};
 
-/// Reads the counter through a program of two instructions.
+/// Reads the counter through programs of two or three instructions.
 #[derive(Debug)]
 pub(crate) struct Clock {
-    program: OwnedFd,
+    lower: OwnedFd,
+    /// Of the upper half, once it was asked for.
+    upper: OnceLock<OwnedFd>,
     hertz: u32,
 }
 
 impl Clock {
     pub(crate) fn new() -> Result<Self> {
-        let instruction = |code: u32, imm: i32| raw::bpf_insn { code: code as u8, imm, ..Default::default() };
-        let program = [
-            instruction(raw::BPF_JMP | raw::BPF_CALL, raw::BPF_FUNC_jiffies64 as i32),
-            instruction(raw::BPF_JMP | raw::BPF_EXIT, 0),
-        ];
-        // SAFETY: the instructions and strings outlive the call, and their number is right; no options are given.
-        let fd = check(unsafe {
-            raw::bpf_prog_load(
-                raw::BPF_PROG_TYPE_XDP,
-                c"clock".as_ptr(),
-                c"Dual BSD/GPL".as_ptr(),
-                program.as_ptr(),
-                program.len() as raw::size_t,
-                ptr::null_mut(),
-            )
-        })
-        .map_err(|cause| {
-            let load = |cause| Error::Load { program: "clock".into(), log: String::new(), cause };
-            privilege::refusal("loading program `clock`", &cause).unwrap_or_else(|| load(cause))
-        })?;
-        // SAFETY: the kernel has just given us this descriptor.
-        let program = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { program, hertz: hertz() })
+        Ok(Self { lower: load(false)?, upper: OnceLock::new(), hertz: hertz() })
     }
 
     /// Ticks in a second.
@@ -52,20 +33,73 @@ impl Clock {
 
     /// The lower half of the counter, at this moment.
     pub(crate) fn now(&self) -> Result<u32> {
-        let frame = [0_u8; 14];
-        let mut options = raw::bpf_test_run_opts {
-            sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
-            data_in: frame.as_ptr().cast(),
-            data_size_in: frame.len() as u32,
-            repeat: 1,
-            ..Default::default()
-        };
-        // SAFETY: the kernel reads the frame and writes nothing but to `options`.
-        let answer = unsafe { raw::bpf_prog_test_run_opts(self.program.as_raw_fd(), &raw mut options) };
-        let fail = |cause: io::Error| Error::TestRun { program: "clock".into(), length: frame.len(), cause };
-        check(answer).map_err(fail)?;
-        Ok(options.retval)
+        run(&self.lower)
     }
+
+    /// The counter at this moment.
+    pub(crate) fn now_whole(&self) -> Result<u64> {
+        let program = match self.upper.get() {
+            Some(program) => program,
+            None => {
+                let program = load(true)?;
+                self.upper.get_or_init(|| program)
+            }
+        };
+        let mut upper = run(program)?;
+        loop {
+            let lower = run(&self.lower)?;
+            // The lower half may have begun again in between.
+            let still = run(program)?;
+            if still == upper {
+                return Ok(u64::from(upper) << 32 | u64::from(lower));
+            }
+            upper = still;
+        }
+    }
+}
+
+/// A program that returns one half of the counter.
+fn load(upper: bool) -> Result<OwnedFd> {
+    let instruction = |code: u32, imm: i32| raw::bpf_insn { code: code as u8, imm, ..Default::default() };
+    let mut program = vec![instruction(raw::BPF_JMP | raw::BPF_CALL, raw::BPF_FUNC_jiffies64 as i32)];
+    if upper {
+        program.push(instruction(raw::BPF_ALU64 | raw::BPF_RSH | raw::BPF_K, 32));
+    }
+    program.push(instruction(raw::BPF_JMP | raw::BPF_EXIT, 0));
+    // SAFETY: the instructions and strings outlive the call, and their number is right; no options are given.
+    let fd = check(unsafe {
+        raw::bpf_prog_load(
+            raw::BPF_PROG_TYPE_XDP,
+            c"clock".as_ptr(),
+            c"Dual BSD/GPL".as_ptr(),
+            program.as_ptr(),
+            program.len() as raw::size_t,
+            ptr::null_mut(),
+        )
+    })
+    .map_err(|cause| {
+        let load = |cause| Error::Load { program: "clock".into(), log: String::new(), cause };
+        privilege::refusal("loading program `clock`", &cause).unwrap_or_else(|| load(cause))
+    })?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The result of a program.
+fn run(program: &OwnedFd) -> Result<u32> {
+    let frame = [0_u8; 14];
+    let mut options = raw::bpf_test_run_opts {
+        sz: size_of::<raw::bpf_test_run_opts>() as raw::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: the kernel reads the frame and writes nothing but to `options`.
+    let answer = unsafe { raw::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
+    let fail = |cause: io::Error| Error::TestRun { program: "clock".into(), length: frame.len(), cause };
+    check(answer).map_err(fail)?;
+    Ok(options.retval)
 }
 
 /// The coarse clock goes by ticks, and tells how long one is.
@@ -87,6 +121,17 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn both_halves_are_of_one_counter() {
+        let clock = Clock::new().unwrap();
+        let (before, whole, after) = (clock.now().unwrap(), clock.now_whole().unwrap(), clock.now().unwrap());
+        assert!((whole as u32).wrapping_sub(before) <= after.wrapping_sub(before));
+        // It begins 300 seconds before the lower half is full for the first time.
+        let ticks = crate::sys::monotonic().as_secs_f64() * f64::from(clock.hertz());
+        let expected = 2_f64.powi(32) + ticks - 300.0 * f64::from(clock.hertz());
+        assert!((whole as f64 / expected - 1.0).abs() < 0.001, "{whole}, {expected} expected");
+    }
 
     #[test]
     fn the_counter_goes_at_the_stated_rate() {

@@ -4,7 +4,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -97,7 +97,7 @@ impl AsFd for Links {
     }
 }
 
-impl Source for Arc<Links> {
+impl Source for Links {
     fn drain(&self) -> io::Result<()> {
         Links::drain(self)
     }

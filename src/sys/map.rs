@@ -88,6 +88,13 @@ impl Map {
         self.handle.max_entries()
     }
 
+    /// Another handle of the same map.
+    pub(crate) fn duplicate(&self) -> Result<Self> {
+        let handle = MapHandle::try_from(&self.handle);
+        let handle = handle.map_err(|error| self.error("duplicate its descriptor", io_error(&error)))?;
+        Ok(Self { handle, name: self.name.clone() })
+    }
+
     /// The kernel's id, which tells whether two handles are of one map.
     pub(crate) fn id(&self) -> Result<u32> {
         Ok(self.handle.info().map_err(|error| self.error("read its id", io_error(&error)))?.info.id)
@@ -341,6 +348,24 @@ pub(crate) fn open_pinned(path: &Path, name: &str) -> Result<Option<Map>> {
     }
 }
 
+/// Maps as programs have them, for unit tests without a program.
+#[cfg(test)]
+impl Map {
+    pub(crate) fn test_next_hops(entries: u32) -> Self {
+        Self::test_map(MapType::Array, [4, 64, entries], raw::BPF_F_MMAPABLE)
+    }
+
+    pub(crate) fn test_links() -> Self {
+        Self::test_map(MapType::Hash, [8, 16, 1024], 0)
+    }
+
+    fn test_map(kind: MapType, [key, value, entries]: [u32; 3], map_flags: u32) -> Self {
+        let sz = size_of::<raw::bpf_map_create_opts>() as raw::size_t;
+        let options = raw::bpf_map_create_opts { sz, map_flags, ..Default::default() };
+        Self::new(MapHandle::create(kind, Some("test"), key, value, entries, &options).expect("needs root"), "test")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     //! What the library underneath gets wrong; these need root.
@@ -348,12 +373,7 @@ mod tests {
     use super::*;
 
     fn create(kind: MapType, key: u32, value: u32, entries: u32, flags: u32) -> Map {
-        let options = raw::bpf_map_create_opts {
-            sz: size_of::<raw::bpf_map_create_opts>() as raw::size_t,
-            map_flags: flags,
-            ..Default::default()
-        };
-        Map::new(MapHandle::create(kind, Some("test"), key, value, entries, &options).expect("needs root"), "test")
+        Map::test_map(kind, [key, value, entries], flags)
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub(crate) mod pin;
 mod print;
 pub(crate) mod privilege;
 pub(crate) mod program;
+pub(crate) mod redirects;
 pub(crate) mod ring;
 pub(crate) mod route;
 #[allow(clippy::all, clippy::undocumented_unsafe_blocks, unreachable_pub, missing_docs, unused, reason = "generated")]

@@ -21,7 +21,12 @@ const ROUTE_MESSAGE: usize = 12;
 
 /// The route to an address in the network namespace of the calling thread; `None` when there is none.
 pub(crate) fn route_to(address: IpAddr) -> io::Result<Option<Route>> {
-    match netlink::ask(libc::RTM_GETROUTE, &request_for(address)) {
+    route_in(address, None)
+}
+
+/// By the routes of a VRF, whose interface this is.
+pub(crate) fn route_in(address: IpAddr, vrf: Option<u32>) -> io::Result<Option<Route>> {
+    match netlink::ask(libc::RTM_GETROUTE, &request_for(address, vrf)) {
         Ok(answer) => parse(&answer, address.is_ipv4()).map(Some),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ESRCH | libc::EINVAL | libc::EACCES) => Ok(None),
@@ -30,13 +35,14 @@ pub(crate) fn route_to(address: IpAddr) -> io::Result<Option<Route>> {
     }
 }
 
-fn request_for(address: IpAddr) -> Vec<u8> {
+fn request_for(address: IpAddr, vrf: Option<u32>) -> Vec<u8> {
     let (family, octets) = match address {
         IpAddr::V4(ip) => (libc::AF_INET, ip.octets().to_vec()),
         IpAddr::V6(ip) => (libc::AF_INET6, ip.octets().to_vec()),
     };
     let mut message = vec![family as u8, octets.len() as u8 * 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     netlink::put(&mut message, libc::RTA_DST, &octets);
+    vrf.iter().for_each(|index| netlink::put(&mut message, libc::RTA_OIF, &index.to_ne_bytes()));
     message
 }
 

@@ -25,6 +25,11 @@ pub(crate) mod rate_limiter {
     include!(concat!(env!("OUT_DIR"), "/rate_limiter.skel.rs"));
 }
 
+/// `bpf/redirects.bpf.c`
+pub(crate) mod redirects {
+    include!(concat!(env!("OUT_DIR"), "/redirects.skel.rs"));
+}
+
 /// `bpf/tunnel_decap.bpf.c`
 pub(crate) mod tunnel_decap {
     include!(concat!(env!("OUT_DIR"), "/tunnel_decap.skel.rs"));

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,6 +13,12 @@ use super::net::wait_readable;
 pub(crate) trait Source: AsFd + fmt::Debug + Send + Sync {
     /// Takes all news, so that the descriptor is readable again only after more of them.
     fn drain(&self) -> io::Result<()>;
+}
+
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn drain(&self) -> io::Result<()> {
+        S::drain(self)
+    }
 }
 
 /// Sources that are waited for together.
@@ -62,14 +69,21 @@ impl Tick {
         // SAFETY: no pointers are involved.
         let timer =
             owned(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) })?;
+        let tick = Self(timer);
+        tick.set(interval)?;
+        Ok(tick)
+    }
+
+    /// From now on, this often.
+    pub(crate) fn set(&self, interval: Duration) -> io::Result<()> {
         let each = libc::timespec {
             tv_sec: interval.as_secs() as libc::time_t,
             tv_nsec: libc::c_long::from(interval.subsec_nanos() as i32),
         };
         let setting = libc::itimerspec { it_interval: each, it_value: each };
         // SAFETY: the setting lives through the call; the old one is not asked for.
-        let set = unsafe { libc::timerfd_settime(timer.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
-        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(timer)) }
+        let set = unsafe { libc::timerfd_settime(self.0.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
+        if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 

@@ -304,6 +304,7 @@ impl<R: SlotRule> Book<R> {
             function: self.rule.backend_words(service.protocol, target, &entry.record),
         };
         entry.members.push(Member { id, target, weight, state: BackendState::Active, identity });
+        self.rule.forget(id);
         self.backends.write(id.into(), &record);
         self.backends.set(id.into(), offset_of!(Backend, flags), BACKEND_USED);
         Ok(())
@@ -330,6 +331,7 @@ impl<R: SlotRule> Book<R> {
 
     /// Brings a service's slots to what its list asks for.
     pub(super) fn rebuild(&mut self, service: &ServiceAddr) -> Result<()> {
+        self.next_hops.wanted_changed();
         let entry = self.entries.get(service).ok_or_else(|| unknown(service))?;
         let names: Vec<_> = entry.members.iter().map(|member| member.target.name()).collect();
         let shares: Vec<_> =

@@ -11,8 +11,9 @@ mod release;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    mem::offset_of,
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
 };
 
 use super::{
@@ -24,10 +25,10 @@ use super::{
 use crate::{
     Count, Error, Result,
     abi::service::{
-        BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, Backend, BackendCpu, BalancerSettings, SERVICE_BY_SOURCE,
-        SLOT_LINE_WORDS, Service, ServiceCpu, Vip,
+        BACKEND_DRAINING, BACKEND_KILLED, BACKEND_REMOVED, BACKEND_USED, Backend, BackendCpu, BalancerSettings,
+        SERVICE_BY_SOURCE, SLOT_LINE_WORDS, Service, ServiceCpu, Vip,
     },
-    base::{COPIED, Carry, Counted, Records, StageCore, counted_entries},
+    base::{COPIED, Carry, Counted, NextHops, Records, StageCore, counted_entries},
     maglev::{self, Share},
     sys::grace::GracePeriod,
 };
@@ -57,6 +58,9 @@ pub(crate) trait SlotRule: fmt::Debug + Send {
     fn service_words(&self, _vip: u16, service: &Service) -> [u64; 5] {
         service.function
     }
+
+    /// What the function knows of the backend that had this number before holds no more.
+    fn forget(&self, _id: u16) {}
 
     /// The function's own words of a backend that is being added.
     fn backend_words(&self, _protocol: ServiceProtocol, _target: Target, _service: &Service) -> [u64; 3] {
@@ -224,6 +228,20 @@ impl Entry {
     }
 }
 
+/// Where packets are sent to.
+fn addresses_of(backends: &Records<Backend>) -> Vec<IpAddr> {
+    let used = (1..backends.len()).filter(|id| backends.get(*id, offset_of!(Backend, flags)) & BACKEND_USED != 0);
+    let mut addresses: Vec<IpAddr> = used
+        .filter_map(|id| {
+            let record = backends.read(id);
+            record.address.get(record.family)
+        })
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
 #[derive(Debug)]
 pub(crate) struct Book<R> {
     pub(crate) rule: R,
@@ -244,6 +262,7 @@ pub(crate) struct Book<R> {
     free: Vec<u16>,
     table_size: u32,
     grace: Option<GracePeriod>,
+    next_hops: Arc<NextHops>,
 }
 
 impl<R: SlotRule> Book<R> {
@@ -255,6 +274,8 @@ impl<R: SlotRule> Book<R> {
     }
 
     fn open(core: &StageCore, rule: R, table_size: u32) -> Result<Self> {
+        let backends = Records::<Backend>::of(core, "backends")?;
+        core.next_hops().want(move || addresses_of(&backends));
         Ok(Self {
             rule,
             settings: Records::of(core, "balancer")?,
@@ -271,6 +292,7 @@ impl<R: SlotRule> Book<R> {
             free: Vec::new(),
             table_size,
             grace: None,
+            next_hops: Arc::clone(core.next_hops()),
         })
     }
 
