@@ -166,6 +166,15 @@ static __always_inline void sample_source(struct next_hop_request *request, cons
 #define PATH_OF_IPIP 0x100
 #define PATH_INNER_SHIFT 16
 
+/* Where the choice of a path is kept. */
+static __always_inline volatile __u64 *choice_of(struct dsr_paths *known, __u32 path)
+{
+	return &known->choice[path & (DSR_PATHS - 1)];
+}
+
+/* Of a probe, whose choice is kept nowhere. */
+#define PATH_OF_PROBE DSR_PATHS
+
 /*
  * Chooses the next hop to a backend; in L2 mode only among neighbours. `what`: the path; PATH_OF_IPIP; enum
  * packet_network of the packet. Global: once a generation a packet needs it. Weak: see parse.h.
@@ -178,16 +187,15 @@ __attribute__((noinline, weak)) __u64 choose_path(struct xdp_md *ctx, __u32 numb
 	__u32 zero = 0, path = what & 0xff;
 	struct dsr_settings *set = bpf_map_lookup_elem(&settings, &zero);
 	struct next_hop *hop = NULL;
+	volatile __u64 *kept;
 	__u64 choice, told;
 	__u32 state;
 
 	if (!known || !backend || !set)
 		return 0;
-	if (path < DSR_PATHS) {
-		choice = *(volatile __u64 *)&known->choice[path];
-		if (next_hop_is_hopeless(choice))
-			return choice;
-	}
+	kept = choice_of(known, path);
+	if (path != PATH_OF_PROBE && next_hop_is_hopeless(*kept))
+		return *kept;
 	*(any_u64 *)&request.destination[0] = backend->address[0];
 	*(any_u64 *)&request.destination[2] = backend->address[1];
 	request.family = backend->family;
@@ -196,16 +204,16 @@ __attribute__((noinline, weak)) __u64 choose_path(struct xdp_md *ctx, __u32 numb
 		outer_source(&request, set, path * PATH_HASH);
 	} else {
 		request.on_link = true;
-		if (path < DSR_PATHS) {
+		if (path != PATH_OF_PROBE) {
 			if (!known->sample.protocol)
 				take_sample(ctx, number);
 			sample_source(&request, &known->sample, path);
 		}
 	}
 	choice = next_hop_choose(ctx, &request);
-	if (path >= DSR_PATHS)
+	if (path == PATH_OF_PROBE)
 		return choice;
-	*(volatile __u64 *)&known->choice[path] = choice;
+	*choice_of(known, path) = choice;
 	state = next_hop_state(ctx, choice, &hop);
 	told = known->told;
 	if (!told || (state == NEXT_HOP_FOUND && !leads_to(number, told & DSR_TOLD_MAC_MASK)))
@@ -369,7 +377,7 @@ __attribute__((noinline, weak)) __u64 find_probe(struct xdp_md *ctx, __u32 vip)
 	if (!service || !(service->flags & SERVICE_USED) || service->vip != vip ||
 	    (hops != 255 && (hops <= 1 || !(p.tcp->flags & TCP_RST))))
 		return 0;
-	what = DSR_PATHS | p.network << PATH_INNER_SHIFT;
+	what = PATH_OF_PROBE | p.network << PATH_INNER_SHIFT;
 	if (service->flags & DSR_IPIP)
 		what |= PATH_OF_IPIP;
 	return (__u64)what << PROBE_WHAT_SHIFT | number;
@@ -400,13 +408,71 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u64 pr
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
 	if (inner.length > longest(hop, overhead))
 		return verdict(REASON_TOO_BIG, XDP_DROP);
-	/* The caller resolves it: there is more room on the stack. */
-	if (!ipip && !hop)
-		return verdict(REASON_UNRESOLVED, XDP_DROP);
 	decrement_hops(&p);
 	if (ipip)
 		return forward_ipip(ctx, &inner, backend, hop, index_hash(number) >> 32, reason_in(state, REASON_PROBED));
+	/* The caller resolves it: there is more room on the stack. */
+	if (!hop)
+		return verdict(REASON_UNRESOLVED, XDP_DROP);
 	return sent(REASON_PROBED, next_hop_send(ctx, hop, p.data, p.end, p.vlans));
+}
+
+/* What forward_rest() is told beside the backend: enum xdpkit_reason, enum next_hop_state and a flag, from the lowest bits on. */
+#define REST_STATE_SHIFT 16
+#define REST_OPENS_SHIFT 24
+/* And of the numbers, the service's above the backend's. */
+#define REST_SERVICE_SHIFT 16
+
+/*
+ * Whatever is not just sent to a next hop that is known: it goes to the host's stack, or may be fragmented on the way, or
+ * nowhere. With REASON_TOO_BIG and XDP_DROP, the sender is to be told. Global, for the states of the verifier: few packets
+ * need it. Weak: see parse.h.
+ */
+__attribute__((noinline, weak)) __u64 forward_rest(struct xdp_md *ctx, __u32 numbers, __u32 what, __u32 hash,
+						   __u64 choice)
+{
+	__u32 number = numbers & 0xffff, service_number = numbers >> REST_SERVICE_SHIFT, overhead = 0, mtu;
+	__u32 state = what >> REST_STATE_SHIFT & 0xff, reason = reason_in(state, what & 0xffff);
+	struct backend_state *counts = bpf_map_lookup_elem(&backend_states, &number);
+	struct service *service = bpf_map_lookup_elem(&services, &service_number);
+	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
+	struct next_hop *hop = NULL;
+	struct inner inner;
+	struct packet p;
+	bool ipip;
+
+	if (!counts || !service || !backend || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+		return verdict(REASON_NO_BACKEND, XDP_DROP);
+	ipip = service->flags & DSR_IPIP;
+	if (!can_go_on(state, ipip))
+		return verdict(no_path(state), XDP_DROP);
+	if (state == NEXT_HOP_FOUND)
+		hop = next_hop_line(choice & NEXT_HOP_NUMBER);
+	inner_read(&p, &inner);
+	if (ipip)
+		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	/* Only a kernel's tunnel device puts the fragments of an outer packet together. */
+	if (inner.frag_off || !(service->flags & DSR_OUTER_FRAGMENTS))
+		inner.frag_off = bpf_htons(IP_DF);
+	else if (backend->family == NETWORK_IPV4)
+		inner.id = next_identification();
+	mtu = longest(hop, overhead);
+	if (inner.length > mtu) {
+		if (inner.frag_off || !overhead || backend->family != NETWORK_IPV4 ||
+		    inner.length > IP_LENGTH_MAX - overhead)
+			return verdict(REASON_TOO_BIG, XDP_DROP);
+		reason = REASON_TOO_BIG;
+		hop = NULL;
+	}
+	counts->packets++;
+	counts->bytes += bpf_xdp_get_buff_len(ctx);
+	counts->flows += what >> REST_OPENS_SHIFT;
+	decrement_hops(&p);
+	if (ipip)
+		return forward_ipip(ctx, &inner, backend, hop, hash, reason);
+	if (!hop)
+		return verdict(REASON_UNRESOLVED, XDP_DROP);
+	return sent(reason, next_hop_send(ctx, hop, p.data, p.end, p.vlans));
 }
 
 /* To the backend that was chosen, with the headers that `p` has found. */
@@ -416,9 +482,10 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	struct service *service = bpf_map_lookup_elem(&services, &c->t.service);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &c->t.backend);
 	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &c->t.backend);
-	__u32 overhead = 0, mtu, reason = c->reason, path, state;
+	__u32 overhead = 0, path, state;
 	struct next_hop *hop = NULL;
 	struct inner inner;
+	union verdict v;
 	__u64 choice;
 	bool ipip;
 
@@ -428,9 +495,7 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	if (p->network == NETWORK_IPV4 ? p->ip4->ttl <= 1 : p->ip6->hop_limit <= 1)
 		return verdict(REASON_HOP_LIMIT, expire(ctx));
 	path = (__u64)c->hash * DSR_PATHS >> 32;
-	if (path >= DSR_PATHS)
-		path = 0;
-	choice = *(volatile __u64 *)&known->choice[path];
+	choice = *choice_of(known, path);
 	state = next_hop_state(ctx, choice, &hop);
 	/* What cannot be sent to may be by now. */
 	if (state != NEXT_HOP_FOUND || !next_hop_is_fresh(choice, next_hop_generation())) {
@@ -439,37 +504,33 @@ static __always_inline __u64 forward(struct xdp_md *ctx, const struct packet *p,
 	}
 	if ((known->told >> DSR_TOLD_STATE_SHIFT & 0xff) != state)
 		notice(ctx, c->t.backend, path, choice);
-	if (!can_go_on(state, ipip))
-		return verdict(no_path(state), XDP_DROP);
-	if (state != NEXT_HOP_FOUND)
-		hop = NULL;
-	inner_read(p, &inner);
 	if (ipip)
 		overhead = backend->family == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	/* Only a kernel's tunnel device puts the fragments of an outer packet together. */
-	if (inner.frag_off || !(service->flags & DSR_OUTER_FRAGMENTS))
-		inner.frag_off = bpf_htons(IP_DF);
-	else if (backend->family == NETWORK_IPV4)
-		inner.id = next_identification();
-	mtu = longest(hop, overhead);
-	reason = reason_in(state, reason);
-	if (inner.length > mtu) {
-		if (inner.frag_off || !overhead || backend->family != NETWORK_IPV4 ||
-		    inner.length > IP_LENGTH_MAX - overhead)
-			return refuse_too_big(ctx, c->t.service, mtu, p->network);
-		reason = REASON_TOO_BIG;
-		hop = NULL;
+	/* Older verifiers do not see that what is found is there. */
+	asm volatile("" : "+r"(hop));
+	if (!hop || state != NEXT_HOP_FOUND || service->flags & DSR_OUTER_FRAGMENTS) {
+		v.packed = forward_rest(ctx, c->t.service << REST_SERVICE_SHIFT | c->t.backend,
+					c->reason | state << REST_STATE_SHIFT |
+						(c->flags & CHOICE_OPENS ? 1U << REST_OPENS_SHIFT : 0),
+					c->hash, choice);
+		if (v.action != XDP_DROP)
+			return v.packed;
+		if (v.reason == REASON_TOO_BIG)
+			return refuse_too_big(ctx, c->t.service, longest(hop, overhead), p->network);
+		return v.reason == REASON_UNRESOLVED ? resolve_l2(ctx, c->t.backend) : v.packed;
 	}
+	inner_read(p, &inner);
+	inner.frag_off = bpf_htons(IP_DF);
+	if (inner.length > longest(hop, overhead))
+		return refuse_too_big(ctx, c->t.service, longest(hop, overhead), p->network);
 
 	counts->packets++;
 	counts->bytes += bytes;
 	counts->flows += c->flags & CHOICE_OPENS;
 	decrement_hops(p);
 	if (ipip)
-		return forward_ipip(ctx, &inner, backend, hop, c->hash, reason);
-	if (!hop)
-		return resolve_l2(ctx, c->t.backend);
-	return sent(reason, next_hop_send(ctx, hop, p->data, p->end, p->vlans));
+		return forward_ipip(ctx, &inner, backend, hop, c->hash, c->reason);
+	return sent(c->reason, next_hop_send(ctx, hop, p->data, p->end, p->vlans));
 }
 
 SEC("xdp.frags")

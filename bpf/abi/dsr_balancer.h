@@ -42,7 +42,7 @@ struct dsr_settings {
  * Next hops to one backend, by a part of the flow's hash: where a route has several, flows are spread over them, and stay with
  * theirs. The kernel's choice goes by source and ports: those of the first packet stand for all, a few bits changed by path.
  */
-#define DSR_PATHS 28
+#define DSR_PATHS 32
 
 struct dsr_sample {
 	__be64 source[2];
@@ -56,7 +56,7 @@ struct dsr_paths {
 	struct dsr_sample sample;
 	__u64 choice[DSR_PATHS]; /* see next_hop.h */
 };
-_Static_assert(sizeof(struct dsr_paths) == 256, "four cache lines");
+_Static_assert(sizeof(struct dsr_paths) == 288, "src/abi/dsr_balancer.rs asserts the same");
 #define DSR_TOLD_MAC_MASK 0xffffffffffffULL
 #define DSR_TOLD_STATE_SHIFT 48
 #define DSR_TOLD_PATH_SHIFT 56

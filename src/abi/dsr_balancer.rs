@@ -48,10 +48,10 @@ assert_same_layout!(
 #[repr(C)]
 pub(crate) struct Paths {
     pub(crate) told: u64,
-    pub(crate) rest: [u64; 31],
+    pub(crate) sample: [u64; 3],
+    pub(crate) choice: [u64; 32],
 }
-// Programs alone know the rest.
-const _: () = assert!(size_of::<Paths>() == size_of::<crate::sys::skel::dsr_balancer::types::dsr_paths>());
+assert_same_layout!(Paths, crate::sys::skel::dsr_balancer::types::dsr_paths, told, sample, choice);
 
 pub(crate) const RECORD_KIND_SHIFT: u32 = 16;
 pub(crate) const RECORD_SIDE: u64 = 1 << 19;

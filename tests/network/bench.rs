@@ -14,7 +14,7 @@ use xdpkit_lab::{Namespace, Route, Rule, traffic::UdpEcho};
 
 use crate::{
     balancers::{Balancers, METHODS, PORTS},
-    common::is_emulated,
+    common::times,
     lab::{
         BACK, BALANCER, CLIENT, CLIENTS, FAMILIES, FAR, FIRST_BACKEND, FRONT, Host, Lab, NEAR, SECOND, dsr_vip, ip,
         nat_vip, net, reply_by,
@@ -22,14 +22,15 @@ use crate::{
     stream::Stream,
 };
 
-/// What a change may cost beyond what it costs the kernel's own forwarding.
+/// What a change may cost beyond what it costs the kernel's own forwarding: a second, and what it takes to repeat a solicitation
+/// that came too early, where time is measured; more on a busy machine.
 pub(crate) fn within() -> Duration {
-    Duration::from_secs(if is_emulated() { 10 } else { 1 })
+    Duration::from_millis(times(5_000, 1_500, 10_000) as u64)
 }
 
 /// Until it is said that something never recovers.
 pub(crate) fn patience() -> Duration {
-    Duration::from_secs(if is_emulated() { 60 } else { 8 })
+    Duration::from_secs(times(30, 10, 60) as u64)
 }
 
 /// Echoes on all addresses where datagrams may come to: replies are from there.
