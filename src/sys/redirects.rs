@@ -15,7 +15,11 @@ use libbpf_rs::{
     skel::{OpenSkel as _, SkelBuilder as _},
 };
 
-use super::{io_error, map::Map, map::TypedMap, print, skel::redirects::RedirectsSkelBuilder};
+use super::{
+    io_error,
+    map::{Map, TypedMap},
+    print, skel,
+};
 use crate::Result;
 
 #[derive(Debug)]
@@ -36,7 +40,8 @@ pub(crate) struct Lost {
 impl Tracepoints {
     fn open() -> io::Result<Self> {
         let mut storage = MaybeUninit::uninit();
-        let (opened, _said) = print::capture(|| RedirectsSkelBuilder::default().open(&mut storage)?.load());
+        let (opened, _said) =
+            print::capture(|| skel::redirects::RedirectsSkelBuilder::default().open(&mut storage)?.load());
         let skeleton = opened.map_err(|error| io_error(&error))?;
         let programs = [
             (&skeleton.progs.redirect_err, "xdp_redirect_err"),
