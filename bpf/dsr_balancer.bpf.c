@@ -175,6 +175,9 @@ static __always_inline volatile __u64 *choice_of(struct dsr_paths *known, __u32 
 /* Of a probe, whose choice is kept nowhere. */
 #define PATH_OF_PROBE DSR_PATHS
 
+/* What choose_path() asks for: not on the stack, which is short. */
+PER_CPU_ARRAY(requests, struct next_hop_request);
+
 /*
  * Chooses the next hop to a backend; in L2 mode only among neighbours. `what`: the path; PATH_OF_IPIP; enum
  * packet_network of the packet. Global: once a generation a packet needs it. Weak: see parse.h.
@@ -183,34 +186,35 @@ __attribute__((noinline, weak)) __u64 choose_path(struct xdp_md *ctx, __u32 numb
 {
 	struct dsr_paths *known = bpf_map_lookup_elem(&paths, &number);
 	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
-	struct next_hop_request request = {};
 	__u32 zero = 0, path = what & 0xff;
+	struct next_hop_request *request = bpf_map_lookup_elem(&requests, &zero);
 	struct dsr_settings *set = bpf_map_lookup_elem(&settings, &zero);
 	struct next_hop *hop = NULL;
 	volatile __u64 *kept;
 	__u64 choice, told;
 	__u32 state;
 
-	if (!known || !backend || !set)
+	if (!known || !backend || !set || !request)
 		return 0;
 	kept = choice_of(known, path);
 	if (path != PATH_OF_PROBE && next_hop_is_hopeless(*kept))
 		return *kept;
-	*(any_u64 *)&request.destination[0] = backend->address[0];
-	*(any_u64 *)&request.destination[2] = backend->address[1];
-	request.family = backend->family;
+	__builtin_memset(request, 0, sizeof(*request));
+	*(any_u64 *)&request->destination[0] = backend->address[0];
+	*(any_u64 *)&request->destination[2] = backend->address[1];
+	request->family = backend->family;
 	if (what & PATH_OF_IPIP) {
-		request.protocol = what >> PATH_INNER_SHIFT == NETWORK_IPV4 ? IPPROTO_IPIP : IPPROTO_IPV6;
-		outer_source(&request, set, path * PATH_HASH);
+		request->protocol = what >> PATH_INNER_SHIFT == NETWORK_IPV4 ? IPPROTO_IPIP : IPPROTO_IPV6;
+		outer_source(request, set, path * PATH_HASH);
 	} else {
-		request.on_link = true;
+		request->on_link = true;
 		if (path != PATH_OF_PROBE) {
 			if (!known->sample.protocol)
 				take_sample(ctx, number);
-			sample_source(&request, &known->sample, path);
+			sample_source(request, &known->sample, path);
 		}
 	}
-	choice = next_hop_choose(ctx, &request);
+	choice = next_hop_choose(ctx, request);
 	if (path == PATH_OF_PROBE)
 		return choice;
 	*choice_of(known, path) = choice;
