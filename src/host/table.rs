@@ -144,7 +144,7 @@ impl Served {
     pub(super) fn is_busy(&self, around: &Around<'_>) -> bool {
         self.table.upgrade().is_some_and(|table| {
             self.links_are_old
-                || self.departure.is_some()
+                || self.departure.as_ref().is_some_and(|departure| departure.generation != table.generation())
                 || self.asks_for_routes(around)
                 || self.raises_generation(&table, around)
                 || table.made_by_programs() != self.made_by_programs
