@@ -129,7 +129,7 @@ __attribute__((noinline, weak)) int take_sample(struct xdp_md *ctx, __u32 number
 	struct dsr_sample *sample;
 	struct packet p;
 
-	if (!known || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+	if (!known || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return 0;
 	/* The kernel forwards none from a link-local address: it stands for no other. */
 	if (p.network == NETWORK_IPV6 && (p.ip6->saddr.s6_addr32[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000))
@@ -231,7 +231,7 @@ __attribute__((noinline, weak)) int ask_for_neighbour(struct xdp_md *ctx, __u32 
 	struct backend *backend = bpf_map_lookup_elem(&backends, &number);
 	struct packet p;
 
-	if (!backend || parse(ctx, &p) != REASON_NONE || p.network != backend->family ||
+	if (!backend || parse_again(ctx, &p) != REASON_NONE || p.network != backend->family ||
 	    is_merged(ctx, p.network_end - p.network_at))
 		return false;
 	return become_request(&p, backend->address);
@@ -370,7 +370,7 @@ __attribute__((noinline, weak)) __u64 find_probe(struct xdp_md *ctx, __u32 vip)
 	__u32 number, hops, what;
 	struct packet p;
 
-	if (!now || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.protocol != IPPROTO_TCP ||
+	if (!now || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.protocol != IPPROTO_TCP ||
 	    p.fragment != FRAGMENT_NONE || !p.transport_header)
 		return 0;
 	number = bpf_ntohs(p.tcp->source) - now->probe_base;
@@ -399,7 +399,7 @@ __attribute__((noinline, weak)) __u64 forward_probe(struct xdp_md *ctx, __u64 pr
 
 	ipip = probe >> PROBE_WHAT_SHIFT & PATH_OF_IPIP;
 	backend = bpf_map_lookup_elem(&backends, &number);
-	if (!backend || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+	if (!backend || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return verdict(REASON_NOT_A_PROBE, XDP_DROP);
 	state = next_hop_state(ctx, choice, &hop);
 	if (!can_go_on(state, ipip))
@@ -445,7 +445,7 @@ __attribute__((noinline, weak)) __u64 forward_rest(struct xdp_md *ctx, __u32 num
 	struct packet p;
 	bool ipip;
 
-	if (!counts || !service || !backend || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+	if (!counts || !service || !backend || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return verdict(REASON_NO_BACKEND, XDP_DROP);
 	ipip = service->flags & DSR_IPIP;
 	if (!can_go_on(state, ipip))
@@ -608,7 +608,7 @@ int dsr_balancer(struct xdp_md *ctx)
 	}
 	if (c.flags & CHOICE_REST) {
 		/* Once more: what was parsed is not kept across calls. */
-		if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4) {
+		if (parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4) {
 			v.packed = verdict(REASON_NO_ROOM, XDP_DROP);
 			goto end;
 		}

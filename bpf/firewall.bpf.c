@@ -262,7 +262,7 @@ __attribute__((noinline, weak)) int report_drop(struct xdp_md *ctx, __u32 reason
 {
 	struct packet p;
 
-	parse(ctx, &p);
+	parse_again(ctx, &p);
 	return report(ctx, &p, frame_bytes(ctx, &p), reason, action, rule);
 }
 

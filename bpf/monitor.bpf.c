@@ -53,7 +53,7 @@ __attribute__((noinline, weak)) __u64 report_or_send_back(struct xdp_md *ctx, __
 	struct packet p;
 	__u64 bytes;
 
-	parse(ctx, &p);
+	parse_again(ctx, &p);
 	bytes = frame_bytes(ctx, &p);
 	if (action == XDP_TX && p.eth && (p.eth->h_dest[0] | p.eth->h_source[0]) & 1) {
 		reason = REASON_TX_GROUP_ADDRESS;

@@ -215,7 +215,7 @@ int nat_balancer(struct xdp_md *ctx)
 	job = nat_job();
 	if (!b || !s || !job)
 		return XDP_ABORTED;
-	reason = parse(ctx, &p);
+	reason = parse_again(ctx, &p);
 	/* What is malformed or deeper than we look is the host's, unless it is for one of our addresses. */
 	if (reason != REASON_NONE) {
 		job->bytes = bpf_xdp_get_buff_len(ctx);

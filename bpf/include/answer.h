@@ -101,7 +101,7 @@ __attribute__((noinline, weak)) int is_answerable(struct xdp_md *ctx, __u32 by_e
 	struct balancer_settings *now = balancer_settings();
 	struct packet p;
 
-	if (!now || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || is_group_mac(p.eth) ||
+	if (!now || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || is_group_mac(p.eth) ||
 	    p.fragment == FRAGMENT_LATER || (by_error && is_any_icmp_error(&p)))
 		return false;
 	return !is_martian(now, &p);
@@ -118,19 +118,23 @@ __attribute__((noinline, weak)) int is_answerable(struct xdp_md *ctx, __u32 by_e
  */
 __attribute__((noinline, weak)) int is_blank(struct xdp_md *ctx, __u32 offset, __u32 left)
 {
-	const __u8 *bytes = (void *)(long)ctx->data + (offset & 0xff), *end = (void *)(long)ctx->data_end;
+	const __u8 *bytes = (void *)(long)ctx->data + (offset & 0xff), *end = (void *)(long)ctx->data_end, *last;
 	__u32 at;
 
-	for (at = 0; at < ECHO_BYTES_MAX; at += 8) {
-		if (at + 8 > left || bytes + at + 8 > end)
+	if (left > ECHO_BYTES_MAX)
+		left = ECHO_BYTES_MAX;
+	/* What fills no word first: behind the loop, the verifier would go through it once for each of the loop's ends. */
+	last = bytes + (left & ~7U);
+	for (at = 0; at < (left & 7); at++) {
+		if (last + 1 > end)
 			break;
-		if (*(const any_u64 *)(bytes + at))
+		if (*last++)
 			return false;
 	}
-	for (int i = 0; i < 7; i++, at++) {
-		if (at >= left || at >= ECHO_BYTES_MAX || bytes + at + 1 > end)
+	for (at = 0; at + 8 <= left; at += 8) {
+		if (at >= ECHO_BYTES_MAX || bytes + at + 8 > end)
 			break;
-		if (bytes[at])
+		if (*(const any_u64 *)(bytes + at))
 			return false;
 	}
 	return true;
@@ -145,7 +149,7 @@ __attribute__((noinline, weak)) int is_blank_echo(struct xdp_md *ctx)
 {
 	struct packet p;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || !p.transport_header ||
+	if (parse_again(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4 || !p.transport_header ||
 	    p.icmp->checksum != ECHO_BLANK_CHECKSUM)
 		return false;
 	return is_blank(ctx, p.at - 4, p.network_end - p.at + 4);
@@ -161,7 +165,7 @@ __attribute__((noinline, weak)) int answer_echo(struct xdp_md *ctx, __u32 blank)
 	any_u16 *word;
 	__u16 before;
 
-	if (parse(ctx, &p) != REASON_NONE || !p.transport_header)
+	if (parse_again(ctx, &p) != REASON_NONE || !p.transport_header)
 		return false;
 	word = (any_u16 *)&p.icmp->type;
 	before = *word;
@@ -205,7 +209,7 @@ __attribute__((noinline, weak)) int answer_too_big4(struct xdp_md *ctx, __u32 mt
 	__u8 macs[12], tos;
 	__s64 sum;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4)
+	if (parse_again(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV4)
 		return false;
 	length = p.network_end - p.network_at;
 	if (length < QUOTE4_MIN || is_merged(ctx, length))
@@ -271,7 +275,7 @@ __attribute__((noinline, weak)) int answer_too_big6(struct xdp_md *ctx, __u32 mt
 	__be32 *rest;
 	__s64 sum;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6)
+	if (parse_again(ctx, &p) != REASON_NONE || p.network != NETWORK_IPV6)
 		return false;
 	length = p.network_end - p.network_at;
 	if (length < QUOTE6_MIN || is_merged(ctx, length))

@@ -47,13 +47,7 @@ static __always_inline __u64 nat_rank(__u64 value, __u64 now)
 	return (((age + 1) & NAT_VALUE_STAMP_MASK) + 1) << 2;
 }
 
-/* Global: see FLOW_TABLE_OF(). */
-__attribute__((noinline, weak)) __u64 nat_way_rank(__u64 word, __u64 now)
-{
-	return flow_rank_of(word, now, nat_rank);
-}
-
-FLOW_TABLE_OF(flows, nat_way_rank)
+FLOW_TABLE(flows, nat_rank)
 
 static __always_inline __u64 nat_value(__u32 record, __u32 now)
 {

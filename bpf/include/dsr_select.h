@@ -260,7 +260,7 @@ __attribute__((noinline, weak)) int choose_for_rest(struct xdp_md *ctx, struct c
 	struct balancer_settings *now = balancer_settings();
 	struct packet p;
 
-	if (!now || !c || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+	if (!now || !c || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return 0;
 	c->flags = CHOICE_REST;
 	if (p.routed) {

@@ -51,13 +51,7 @@ static __always_inline __u64 dsr_rank(__u64 value, __u64 now)
 	return now & RANK_WEAK ? FLOW_KEEP : rank | 1ULL << 61;
 }
 
-/* Global: see FLOW_TABLE_OF(). */
-__attribute__((noinline, weak)) __u64 dsr_way_rank(__u64 word, __u64 now)
-{
-	return flow_rank_of(word, now, dsr_rank);
-}
-
-FLOW_TABLE_OF(flows, dsr_way_rank);
+FLOW_TABLE(flows, dsr_rank);
 
 static __always_inline bool is_side_of(__u32 slot, const struct transit *t)
 {

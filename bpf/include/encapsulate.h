@@ -74,11 +74,12 @@ static __always_inline void *make_room(struct xdp_md *ctx, const struct inner *i
 		*(any_u32 *)(data + 12) = *(any_u32 *)(from + 12);
 		*(any_u32 *)(data + 16) = *(any_u32 *)(from + 16);
 	}
-	data += inner->network_at & 31;
-	if (data + sizeof(struct ipv6hdr) > end)
+	/* The type stands before it: in two steps, for the verifier takes no offset below a number that it does not know. */
+	data += (inner->network_at - sizeof(ether_type)) & 31;
+	if (data + sizeof(ether_type) + sizeof(struct ipv6hdr) > end)
 		return NULL;
-	*(any_u16 *)(data - 2) = ether_type;
-	return data;
+	*(any_u16 *)data = ether_type;
+	return data + sizeof(ether_type);
 }
 
 /* An outer IPv4 header. */

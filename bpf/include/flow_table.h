@@ -58,6 +58,7 @@ struct flow_claim {
 	__u64 victim_value; /* after FLOW_TAKEN, what is kept beside that entry is still there, in its slot */
 	__u32 slot; /* FLOW_TAKEN: the way that is ours; FLOW_EXISTS: the entry that there is */
 	__u32 generation;
+	__u64 room; /* of the line that was surveyed last */
 };
 
 enum flow_answer {
@@ -106,6 +107,15 @@ static __always_inline __u64 flow_differs(__u64 a, __u64 b)
 	bits |= -bits;
 	asm volatile("" : "+r"(bits)); /* else clang makes a branch of it */
 	return bits >> 63;
+}
+
+/* All bits when a is below b, else 0, of two ranks with a way in their lowest two bits; without a branch. */
+static __always_inline __u64 flow_is_less(__u64 a, __u64 b)
+{
+	__s64 difference = (__s64)(a >> 2) - (__s64)(b >> 2);
+
+	asm volatile("" : "+r"(difference));
+	return difference >> 63;
 }
 
 /* The first way of a line with this key; FLOW_WAYS: none. */
@@ -160,19 +170,23 @@ static __always_inline __u64 flow_rank_of(__u64 word, __u64 now, flow_rank rank)
 	return word & ~FLOW_GENERATION ? FLOW_KEEP : ~0ULL;
 }
 
-/* The way of the highest rank in the lowest two bits of its rank, the first of equals; counts those that are room. */
-static __always_inline __u64 flow_survey(struct flow_line *line, __u64 now, flow_rank rank, __u64 *room)
+/*
+ * The way of the highest rank in the lowest two bits of its rank, the first of equals; counts in the claim those that are
+ * room.
+ */
+static __always_inline __u64 flow_survey(struct flow_line *line, struct flow_claim *c, flow_rank rank)
 {
-	__u64 best = 0, found;
+	__u64 best = 0, room = 0, found;
 
 #pragma unroll
 	for (__u32 way = 0; way < FLOW_WAYS; way++) {
-		found = rank(FLOW_ONCE(line->state[way]), now);
-		*room += found >> 63;
+		found = flow_rank_of(FLOW_ONCE(line->state[way]), c->now, rank);
+		room += found >> 63;
 		found = (found & ~3ULL) | (FLOW_WAYS - 1 - way);
-		if (found > best)
-			best = found;
+		/* Without a branch, whose ways the verifier would multiply. */
+		best ^= (best ^ found) & flow_is_less(best, found);
 	}
+	c->room = room;
 	return best;
 }
 
@@ -182,7 +196,7 @@ static __always_inline bool flow_take(struct flow_line *line, __u64 best, struct
 	__u64 way = (FLOW_WAYS - 1 - (best & 3)) & (FLOW_WAYS - 1), word;
 
 	word = FLOW_ONCE(line->state[way]);
-	if ((rank(word, c->now) & ~3ULL) < (best & ~3ULL))
+	if ((flow_rank_of(word, c->now, rank) & ~3ULL) < (best & ~3ULL))
 		return false;
 	c->generation = word & FLOW_GENERATION;
 	if (__sync_val_compare_and_swap(&line->state[way], word, FLOW_CLAIMED | c->generation) != word)
@@ -240,9 +254,13 @@ static __always_inline __u32 flow_settle(void *lines, const struct flow_table *t
 	return FLOW_TAKEN;
 }
 
-static __always_inline __u32 flow_claim_in(void *lines, struct flow_table *t, struct flow_claim *c, flow_rank rank)
+typedef __u64 (*flow_surveyor)(struct flow_claim *c, __u32 index);
+typedef __u32 (*flow_settler)(struct flow_claim *c, __u32 own);
+
+static __always_inline __u32 flow_claim_in(void *lines, struct flow_table *t, struct flow_claim *c, flow_rank rank,
+					   flow_surveyor survey, flow_settler settle)
 {
-	__u64 best[2], room[2] = { 0, 0 }, spare = 0, found;
+	__u64 best[2], room, found;
 	struct flow_line *first, *second, *line;
 	__u32 index, own, answer, way;
 
@@ -258,21 +276,22 @@ static __always_inline __u32 flow_claim_in(void *lines, struct flow_table *t, st
 		c->slot = found - 1;
 		return FLOW_EXISTS;
 	}
-	best[0] = flow_survey(first, c->now, rank, &room[0]);
-	best[1] = flow_survey(second, c->now, rank, &room[1]);
+	best[0] = survey(c, index);
+	room = c->room;
+	best[1] = survey(c, flow_line_at(t, c->key, 1));
 	line = first;
 	found = best[0];
 	own = 0;
-	if (room[0] < 2 && room[1] > room[0]) {
+	if (room < 2 && c->room > room) {
 		own = FLOW_WAYS;
-	} else if (!room[0]) {
+	} else if (!room) {
 		index = flow_line_at(t, c->key, 2);
 		line = bpf_map_lookup_elem(lines, &index);
 		if (!line)
 			return FLOW_FULL;
 		own = 2 * FLOW_WAYS;
-		found = flow_survey(line, c->now, rank, &spare);
-		if (!spare) {
+		found = survey(c, index);
+		if (!c->room) {
 			/* No room anywhere: what may go at all? */
 			line = first;
 			found = best[0];
@@ -301,7 +320,7 @@ static __always_inline __u32 flow_claim_in(void *lines, struct flow_table *t, st
 	}
 	/* An exchange is a full barrier, also for what was stored before it. */
 	__sync_lock_test_and_set(&line->key[way & (FLOW_WAYS - 1)], c->key);
-	answer = flow_settle(lines, t, c, own + way);
+	answer = settle(c, own + way);
 	if (answer != FLOW_TAKEN)
 		flow_give_back(line, way, c->generation);
 	return answer;
@@ -348,18 +367,8 @@ static __always_inline bool flow_remove_in(void *lines, const struct flow_entry 
  *
  * The paths that few packets take are global functions: verified once, and off the way of all others. Weak, as
  * walk_extensions() in parse.h.
- *
- * FLOW_TABLE_OF() takes the rank of a way by its whole state word, as flow_rank_of() has it. A program whose verification
- * takes too long makes that a global function, which costs a call for every way that a new entry is compared with.
  */
 #define FLOW_TABLE(name, rank)                                                                                     \
-	static __always_inline __u64 name##_way_rank(__u64 word, __u64 now)                                        \
-	{                                                                                                          \
-		return flow_rank_of(word, now, rank);                                                              \
-	}                                                                                                          \
-	FLOW_TABLE_OF(name, name##_way_rank)
-
-#define FLOW_TABLE_OF(name, rank)                                                                                     \
 	struct {                                                                                                   \
 		__uint(type, BPF_MAP_TYPE_ARRAY);                                                                  \
 		__uint(map_flags, 1U << 10 /* BPF_F_MMAPABLE */);                                                  \
@@ -421,11 +430,27 @@ static __always_inline bool flow_remove_in(void *lines, const struct flow_entry 
 		return true;                                                                                       \
 	}                                                                                                          \
                                                                                                                    \
+	__attribute__((noinline, weak)) __u64 name##_survey(struct flow_claim *c, __u32 index)                     \
+	{                                                                                                          \
+		struct flow_line *line = bpf_map_lookup_elem(&name##_lines, &index);                               \
+                                                                                                                   \
+		return line && c ? flow_survey(line, c, rank) : 0;                                                 \
+	}                                                                                                          \
+                                                                                                                   \
+	__attribute__((noinline, weak)) __u32 name##_settle(struct flow_claim *c, __u32 own)                       \
+	{                                                                                                          \
+		struct flow_table *t = name##_open();                                                              \
+                                                                                                                   \
+		return t && c ? flow_settle(&name##_lines, t, c, own) : FLOW_BUSY;                                 \
+	}                                                                                                          \
+                                                                                                                   \
 	__attribute__((noinline, weak)) __u32 name##_claim(struct flow_claim *c)                                   \
 	{                                                                                                          \
 		struct flow_table *t = name##_open();                                                              \
                                                                                                                    \
-		return t && c ? flow_claim_in(&name##_lines, t, c, rank) : FLOW_FULL;                              \
+		return t && c ? \
+			       flow_claim_in(&name##_lines, t, c, rank, name##_survey, name##_settle) :           \
+			       FLOW_FULL;                                                                          \
 	}                                                                                                          \
                                                                                                                    \
 	__attribute__((unused)) static __always_inline bool name##_publish(const struct flow_claim *c, __u64 value) \

@@ -23,13 +23,7 @@ static __always_inline __u64 fragment_rank(__u64 value, __u64 now)
 	return (age > FRAGMENT_LIFE ? FLOW_STALE : 4) + (age << 3);
 }
 
-/* Global: see FLOW_TABLE_OF(). */
-__attribute__((noinline, weak)) __u64 fragment_way_rank(__u64 word, __u64 now)
-{
-	return flow_rank_of(word, now, fragment_rank);
-}
-
-FLOW_TABLE_OF(fragments, fragment_way_rank);
+FLOW_TABLE(fragments, fragment_rank);
 
 /*
  * Whether a later fragment's datagram can be for a service. Behind an IPv6 fragment header, more extension headers may
@@ -119,7 +113,7 @@ __attribute__((noinline, weak)) __u64 fragment_key_of_first(struct xdp_md *ctx)
 	struct flow_table *table = fragments_open();
 	struct packet p;
 
-	if (!table || parse(ctx, &p) != REASON_NONE || p.fragment != FRAGMENT_FIRST)
+	if (!table || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_FIRST)
 		return 0;
 	return fragment_key(&p, ctx, table);
 }

@@ -213,6 +213,24 @@ _Static_assert(sizeof(struct bpf_fib_lookup) == 64, "the kernel's size");
 
 #include <bpf/bpf_helpers.h>
 
+/* Sizes are set at load time. User space writes through mappings. */
+#define SHARED_ARRAY(name, type_of_value)               \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_ARRAY);       \
+		__uint(map_flags, BPF_F_MMAPABLE);      \
+		__uint(max_entries, 1);                 \
+		__type(key, __u32);                     \
+		__type(value, type_of_value);           \
+	} name SEC(".maps")
+
+#define PER_CPU_ARRAY(name, type_of_value)              \
+	struct {                                        \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
+		__uint(max_entries, 1);                 \
+		__type(key, __u32);                     \
+		__type(value, type_of_value);           \
+	} name SEC(".maps")
+
 #define bpf_ntohs(x) __builtin_bswap16(x)
 #define bpf_htons(x) __builtin_bswap16(x)
 #define bpf_ntohl(x) __builtin_bswap32(x)

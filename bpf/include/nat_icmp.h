@@ -75,7 +75,7 @@ __attribute__((noinline, weak)) int nat_read_error(struct xdp_md *ctx, struct na
 	struct nat_quote q;
 	struct packet p;
 
-	if (!to || parse(ctx, &p) != REASON_NONE || !p.transport_header || !nat_is_error(&p) ||
+	if (!to || parse_again(ctx, &p) != REASON_NONE || !p.transport_header || !nat_is_error(&p) ||
 	    !nat_read_quote(ctx, &p, &q))
 		return false;
 	if (q.ip4) {
@@ -131,7 +131,7 @@ __attribute__((noinline, weak)) __u64 nat_translate_quote(struct xdp_md *ctx, st
 	struct packet p;
 	__sum16 before;
 
-	if (!to || parse(ctx, &p) != REASON_NONE || !p.transport_header || !nat_read_quote(ctx, &p, &q))
+	if (!to || parse_again(ctx, &p) != REASON_NONE || !p.transport_header || !nat_read_quote(ctx, &p, &q))
 		return 0;
 	if (q.ip4) {
 		change = nat_rewrite4(q.ip4, to->destination[0], to->source[0], &addresses);
@@ -173,7 +173,7 @@ __attribute__((noinline, weak)) int nat_translate_outside(struct xdp_md *ctx, st
 	struct packet p;
 	__u64 outside;
 
-	if (!to || parse(ctx, &p) != REASON_NONE || !p.transport_header)
+	if (!to || parse_again(ctx, &p) != REASON_NONE || !p.transport_header)
 		return false;
 	source[0] = to->source[0];
 	source[1] = to->source[1];

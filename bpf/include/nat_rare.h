@@ -37,7 +37,7 @@ __attribute__((noinline, weak)) __u32 nat_recall_fragment(struct xdp_md *ctx)
 	struct packet p;
 	__u32 value;
 
-	if (!s || parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
+	if (!s || parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || p.fragment != FRAGMENT_LATER)
 		return 0;
 	value = fragment_recall(&p, ctx);
 	if (!value || value == NAT_FRAGMENT_HOST)
@@ -64,7 +64,7 @@ __attribute__((noinline, weak)) __u64 nat_other(struct xdp_md *ctx, __u32 vip)
 	struct balancer_settings *b = balancer_settings();
 	struct packet p;
 
-	if (!vip || !b || b->echo != ECHO_ANSWER || parse(ctx, &p) != REASON_NONE || !p.transport_header ||
+	if (!vip || !b || b->echo != ECHO_ANSWER || parse_again(ctx, &p) != REASON_NONE || !p.transport_header ||
 	    p.fragment != FRAGMENT_NONE)
 		return outcome.packed;
 	if ((p.network == NETWORK_IPV6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) != p.icmp->type || p.icmp->code)
@@ -164,7 +164,7 @@ __attribute__((noinline, weak)) int nat_resolve(struct xdp_md *ctx)
 		return 0;
 	if (!nat_source_is_own(ctx))
 		return 0;
-	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || is_merged(ctx, p.network_end - p.network_at))
+	if (parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4 || is_merged(ctx, p.network_end - p.network_at))
 		return XDP_DROP;
 	return become_request(&p, job->way.to.destination) ? XDP_PASS : XDP_DROP;
 }

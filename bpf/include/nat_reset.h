@@ -14,7 +14,7 @@ __attribute__((noinline, weak)) int nat_reset(struct xdp_md *ctx)
 	struct packet p;
 	__u8 flags;
 
-	if (parse(ctx, &p) != REASON_NONE || p.protocol != IPPROTO_TCP || !p.transport_header ||
+	if (parse_again(ctx, &p) != REASON_NONE || p.protocol != IPPROTO_TCP || !p.transport_header ||
 	    p.fragment != FRAGMENT_NONE || p.tcp->flags & TCP_RST)
 		return false;
 	length = p.network_end - (p.at - sizeof(struct tcphdr)) - p.tcp->doff * 4;

@@ -365,7 +365,7 @@ __attribute__((noinline, weak)) int expire(struct xdp_md *ctx)
 	struct bpf_fib_lookup fib;
 	struct packet p;
 
-	if (parse(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
+	if (parse_again(ctx, &p) != REASON_NONE || p.network < NETWORK_IPV4)
 		return XDP_DROP;
 	request.family = p.network;
 	if (p.network == NETWORK_IPV4)

@@ -25,7 +25,7 @@ __attribute__((noinline, weak)) int report_excess(struct xdp_md *ctx, __u32 reas
 		count_one(&counters->own[RATE_OWN_EVENTS_HELD], 0);
 		return 0;
 	}
-	parse(ctx, &p);
+	parse_again(ctx, &p);
 	if (!report(ctx, &p, frame_bytes(ctx, &p), reason, action, detail))
 		state->lost++;
 	return 0;

@@ -11,24 +11,6 @@
 #include "stage.h"
 #include "../layout/service_hashes.h"
 
-/* Sizes are set at load time. User space writes through mappings. */
-#define SHARED_ARRAY(name, type_of_value)               \
-	struct {                                        \
-		__uint(type, BPF_MAP_TYPE_ARRAY);       \
-		__uint(map_flags, BPF_F_MMAPABLE);      \
-		__uint(max_entries, 1);                 \
-		__type(key, __u32);                     \
-		__type(value, type_of_value);           \
-	} name SEC(".maps")
-
-#define PER_CPU_ARRAY(name, type_of_value)              \
-	struct {                                        \
-		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
-		__uint(max_entries, 1);                 \
-		__type(key, __u32);                     \
-		__type(value, type_of_value);           \
-	} name SEC(".maps")
-
 SHARED_ARRAY(balancer, struct balancer_settings);
 SHARED_ARRAY(vip_index, __u64);
 SHARED_ARRAY(service_index, __u64);
