@@ -208,19 +208,23 @@ static __always_inline __u32 rate_enter(struct rate_charge *charge, const struct
 /* Charges a packet, against other CPUs that are at the same bucket. */
 __attribute__((noinline, weak)) __u32 rate_charge_again(struct rate_charge *charge)
 {
-	struct flow_table *t = buckets_open();
 	struct rate_limit *limit;
 	struct flow_entry e;
+	struct flow_table *t;
 	__u64 after, bucket;
 	__u32 outcome, index;
 
-	if (!charge || !t)
+	if (!charge)
 		return RATE_NO_PLACE;
 	index = charge->limit;
 	limit = bpf_map_lookup_elem(&limits, &index);
 	if (!limit)
 		return RATE_NO_PLACE;
 	for (int i = 0; i < RATE_TRIES; i++) {
+		/* Each time: the stack has no room to keep it. */
+		t = buckets_open();
+		if (!t)
+			return RATE_NO_PLACE;
 		if (!buckets_find(t, charge->key, &e)) {
 			outcome = rate_enter(charge, limit);
 			if (outcome != RATE_LOST_RACES)

@@ -56,9 +56,11 @@ struct flow_claim {
 	__u64 now;          /* what the rank is told */
 	__u64 victim_key;   /* of the live entry that went, whatever the answer is; 0: none did */
 	__u64 victim_value; /* after FLOW_TAKEN, what is kept beside that entry is still there, in its slot */
-	__u32 slot; /* FLOW_TAKEN: the way that is ours; FLOW_EXISTS: the entry that there is */
+	union {
+		__u32 slot; /* FLOW_TAKEN: the way that is ours; FLOW_EXISTS: the entry that there is */
+		__u32 room; /* before: ways to spare of the line that was surveyed last */
+	};
 	__u32 generation;
-	__u64 room; /* of the line that was surveyed last */
 };
 
 enum flow_answer {

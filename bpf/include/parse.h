@@ -300,10 +300,10 @@ static __always_inline __u8 ipv6_traffic_class(const struct ipv6hdr *ip)
 	return ip->priority << 4 | ip->flow_lbl[0] >> 4;
 }
 
-static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct packet *p)
+/* The fixed header alone. */
+static __always_inline enum xdpkit_reason parse_ipv6_header(struct xdp_md *ctx, struct packet *p)
 {
 	struct ipv6hdr *ip = take(p, sizeof(*ip));
-	union extension_walk walk;
 
 	if (!ip)
 		return cut(ctx, p, REASON_IPV6_TRUNCATED);
@@ -315,19 +315,33 @@ static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct 
 	p->network = NETWORK_IPV6;
 	p->ip6 = ip;
 	p->protocol = ip->nexthdr;
-	if (is_extension(p->protocol)) {
-		walk.packed = walk_extensions(ctx, p->at, p->network_end, p->protocol);
-		p->at = walk.at & PACKET_OFFSET_MASK;
-		p->protocol = walk.protocol;
-		p->fragment = walk.fragment;
-		p->fragment_at = walk.fragment_at;
-		p->routed = walk.routed;
-		if (walk.reason)
-			return walk.reason;
-		if (p->fragment == FRAGMENT_LATER)
-			return REASON_NONE;
-	}
-	return parse_transport(ctx, p);
+	return REASON_NONE;
+}
+
+/* What stands behind the extension headers. */
+static __always_inline enum xdpkit_reason parse_behind(struct xdp_md *ctx, struct packet *p, union extension_walk walk)
+{
+	p->at = walk.at & PACKET_OFFSET_MASK;
+	p->protocol = walk.protocol;
+	p->fragment = walk.fragment;
+	p->fragment_at = walk.fragment_at;
+	p->routed = walk.routed;
+	if (walk.reason)
+		return walk.reason;
+	return p->fragment == FRAGMENT_LATER ? REASON_NONE : parse_transport(ctx, p);
+}
+
+static __always_inline enum xdpkit_reason parse_ipv6(struct xdp_md *ctx, struct packet *p)
+{
+	enum xdpkit_reason reason = parse_ipv6_header(ctx, p);
+	union extension_walk walk;
+
+	if (reason != REASON_NONE)
+		return reason;
+	if (!is_extension(p->protocol))
+		return parse_transport(ctx, p);
+	walk.packed = walk_extensions(ctx, p->at, p->network_end, p->protocol);
+	return parse_behind(ctx, p, walk);
 }
 
 /*
@@ -403,7 +417,8 @@ struct found {
 	__u8 protocol;
 	__u8 fragment;
 	__u8 routed;
-	__u8 ethernet; /* an Ethernet header was read */
+	__u8 ethernet;   /* an Ethernet header was read */
+	__u8 extensions; /* of IPv6 are still to be walked over */
 };
 
 /* Not on the stack, which is short. */
@@ -416,6 +431,20 @@ static __always_inline struct found *where_located(void)
 	return bpf_map_lookup_elem(&located, &zero);
 }
 
+static __always_inline void note_network(struct found *found, const struct packet *p)
+{
+	found->network_end = p->network_end;
+	found->network_at = p->network_at;
+	found->transport_at = p->transport_header ? p->transport_header - p->data : 0;
+	found->at = p->at;
+	found->fragment_at = p->fragment_at;
+	found->network = p->network;
+	found->protocol = p->protocol;
+	found->fragment = p->fragment;
+	found->routed = p->routed;
+}
+
+/* Up to the extension headers of IPv6: those walked over in here, the stack would not do. */
 __attribute__((noinline, weak)) __u32 locate(struct xdp_md *ctx)
 {
 	struct found *found = where_located();
@@ -430,17 +459,40 @@ __attribute__((noinline, weak)) __u32 locate(struct xdp_md *ctx)
 	found->vlan_tci[0] = p.vlan_tci[0];
 	found->vlan_tci[1] = p.vlan_tci[1];
 	found->vlans = p.vlans;
-	if (reason == REASON_NONE)
+	found->extensions = false;
+	if (reason == REASON_NONE && p.ether_type != bpf_htons(ETH_P_IPV6)) {
 		reason = parse_network(ctx, &p);
-	found->network_end = p.network_end;
-	found->network_at = p.network_at;
-	found->transport_at = p.transport_header ? p.transport_header - p.data : 0;
-	found->at = p.at;
-	found->fragment_at = p.fragment_at;
-	found->network = p.network;
-	found->protocol = p.protocol;
-	found->fragment = p.fragment;
-	found->routed = p.routed;
+	} else if (reason == REASON_NONE) {
+		p.network_at = p.at;
+		p.network_header = p.data + p.at;
+		reason = parse_ipv6_header(ctx, &p);
+		if (reason == REASON_NONE && is_extension(p.protocol))
+			found->extensions = true;
+		else if (reason == REASON_NONE)
+			reason = parse_transport(ctx, &p);
+	}
+	note_network(found, &p);
+	return reason;
+}
+
+/* The rest, by what walk_extensions() found. */
+__attribute__((noinline, weak)) __u32 locate_behind(struct xdp_md *ctx, __u64 walked)
+{
+	union extension_walk walk = { .packed = walked };
+	struct found *found = where_located();
+	enum xdpkit_reason reason;
+	struct packet p = {};
+
+	if (!found)
+		return REASON_HEADERS_SPLIT;
+	p.data = (void *)(long)ctx->data;
+	p.end = (void *)(long)ctx->data_end;
+	p.linear = p.end - p.data;
+	p.network = NETWORK_IPV6;
+	p.network_at = found->network_at;
+	p.network_end = found->network_end;
+	reason = parse_behind(ctx, &p, walk);
+	note_network(found, &p);
 	return reason;
 }
 
@@ -455,6 +507,8 @@ static __always_inline enum xdpkit_reason parse_again(struct xdp_md *ctx, struct
 	void *header;
 
 	reason = locate(ctx);
+	if (found && found->extensions)
+		reason = locate_behind(ctx, walk_extensions(ctx, found->at, found->network_end, found->protocol));
 	__builtin_memset(p, 0, sizeof(*p));
 	p->data = (void *)(long)ctx->data;
 	p->end = (void *)(long)ctx->data_end;
