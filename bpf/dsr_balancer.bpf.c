@@ -5,6 +5,7 @@
  */
 #include "include/kernel.h"
 #include "include/parse.h"
+#include "include/locate.h"
 #include "include/stage.h"
 #include "include/own_macs.h"
 #include "include/service.h"

@@ -3,6 +3,7 @@
 #include "include/kernel.h"
 #include "include/event.h"
 #include "include/parse.h"
+#include "include/locate.h"
 #include "include/stage.h"
 #include "layout/lpm_table.h"
 #include "include/neighbour.h"

@@ -3,6 +3,7 @@
 #include "include/kernel.h"
 #include "include/event.h"
 #include "include/parse.h"
+#include "include/locate.h"
 #include "include/stage.h"
 #include "include/own_macs.h"
 #include "include/reflect.h"

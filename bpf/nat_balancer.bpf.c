@@ -2,6 +2,7 @@
 /* NatBalancer: connections to virtual addresses go to backends, with addresses and ports translated both ways. */
 #include "include/kernel.h"
 #include "include/parse.h"
+#include "include/locate.h"
 #include "include/stage.h"
 #include "include/own_macs.h"
 #include "include/next_hop.h"

@@ -82,25 +82,23 @@ fn the_readme_runs_in_a_crate_outside() {
     assert!(unpacked.unwrap().success());
     let source = scratch.join(packed.file_stem().unwrap());
     let pair = Pair::new().unwrap();
-    for (name, path) in [("outside-by-path", root()), ("outside-packed", source.as_path())] {
-        let crate_directory = scratch.join(name);
-        fs::create_dir_all(crate_directory.join("src")).unwrap();
-        let manifest = format!(
-            "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\nxdpkit = {{ path = \"{}\" }}\n\n{profiles}",
-            path.display()
-        );
-        fs::write(crate_directory.join("Cargo.toml"), manifest).unwrap();
-        fs::copy(root().join("Cargo.lock"), crate_directory.join("Cargo.lock")).unwrap();
-        fs::write(crate_directory.join("src/main.rs"), ten_lines()).unwrap();
-        cargo(&crate_directory, &["build", "--offline", "--target-dir", target.to_str().unwrap()]);
-        let lock = fs::read_to_string(crate_directory.join("Cargo.lock")).unwrap();
-        assert!(!lock.contains("xdpkit-lab") && !lock.contains("criterion"), "nothing of the laboratory is needed");
-        let mut child = pair.server.command(target.join("debug").join(name)).stdout(Stdio::piped()).spawn().unwrap();
-        let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(line.ends_with(" packets dropped"), "{name}: {line}");
-    }
+    let crate_directory = scratch.join("outside");
+    fs::create_dir_all(crate_directory.join("src")).unwrap();
+    let manifest = format!(
+        "[package]\nname = \"outside\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\nxdpkit = {{ path = \"{}\" }}\n\n{profiles}",
+        source.display()
+    );
+    fs::write(crate_directory.join("Cargo.toml"), manifest).unwrap();
+    fs::copy(root().join("Cargo.lock"), crate_directory.join("Cargo.lock")).unwrap();
+    fs::write(crate_directory.join("src/main.rs"), ten_lines()).unwrap();
+    cargo(&crate_directory, &["build", "--offline", "--target-dir", target.to_str().unwrap()]);
+    let lock = fs::read_to_string(crate_directory.join("Cargo.lock")).unwrap();
+    assert!(!lock.contains("xdpkit-lab") && !lock.contains("criterion"), "nothing of the laboratory is needed");
+    let mut child = pair.server.command(target.join("debug/outside")).stdout(Stdio::piped()).spawn().unwrap();
+    let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(line.ends_with(" packets dropped"), "{line}");
     fs::remove_dir_all(&scratch).unwrap();
 }
 

@@ -6,7 +6,7 @@
 #ifndef XDPKIT_ANSWER_H
 #define XDPKIT_ANSWER_H
 
-#include "parse.h"
+#include "locate.h"
 #include "merged.h"
 #include "reflect.h"
 #include "checksum.h"

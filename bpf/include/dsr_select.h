@@ -3,7 +3,7 @@
 #ifndef XDPKIT_DSR_SELECT_H
 #define XDPKIT_DSR_SELECT_H
 
-#include "parse.h"
+#include "locate.h"
 #include "service.h"
 #include "answer.h"
 #include "dsr_transition.h"

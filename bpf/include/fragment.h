@@ -3,7 +3,7 @@
 #ifndef XDPKIT_FRAGMENT_H
 #define XDPKIT_FRAGMENT_H
 
-#include "parse.h"
+#include "locate.h"
 #include "service.h"
 #include "flow_table.h"
 

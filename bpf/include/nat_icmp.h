@@ -6,6 +6,7 @@
 #ifndef XDPKIT_NAT_ICMP_H
 #define XDPKIT_NAT_ICMP_H
 
+#include "locate.h"
 #include "answer.h"
 #include "nat_path.h"
 

@@ -3,6 +3,7 @@
 #ifndef XDPKIT_NAT_RARE_H
 #define XDPKIT_NAT_RARE_H
 
+#include "locate.h"
 #include "fragment.h"
 #include "nat_icmp.h"
 #include "nat_reset.h"

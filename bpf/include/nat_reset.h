@@ -3,6 +3,7 @@
 #ifndef XDPKIT_NAT_RESET_H
 #define XDPKIT_NAT_RESET_H
 
+#include "locate.h"
 #include "answer.h"
 #include "nat_state.h"
 

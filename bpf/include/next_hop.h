@@ -9,7 +9,7 @@
 #define XDPKIT_NEXT_HOP_H
 
 #include "kernel.h"
-#include "parse.h"
+#include "locate.h"
 #include "../abi/next_hop.h"
 #include "../layout/service_hashes.h"
 

@@ -3,6 +3,7 @@
 #ifndef XDPKIT_RATE_EXCESS_H
 #define XDPKIT_RATE_EXCESS_H
 
+#include "locate.h"
 #include "bans.h"
 #include "event.h"
 #include "rate_charge.h"

@@ -25,13 +25,7 @@ static __always_inline __u64 rank(__u64 value, __u64 now)
 	return FLOW_KEEP;
 }
 
-/* Global: see FLOW_TABLE_OF(). */
-__attribute__((noinline, weak)) __u64 way_rank(__u64 word, __u64 now)
-{
-	return flow_rank_of(word, now, rank);
-}
-
-FLOW_TABLE_OF(flows, way_rank)
+FLOW_TABLE(flows, rank)
 
 struct {
 	__uint(type, 9 /* BPF_MAP_TYPE_LRU_HASH */);

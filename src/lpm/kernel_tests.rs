@@ -43,7 +43,7 @@ fn prefixes<P: Probed>() -> Vec<P>
 where
     P::Address: Into<IpAddr>,
 {
-    Prefixes::for_tests().unwrap().all().filter_map(P::of).take(times(150_000, usize::MAX, 150_000)).collect()
+    Prefixes::for_tests().unwrap().all().filter_map(P::of).take(times(40_000, usize::MAX, 40_000)).collect()
 }
 
 fn three_readers_agree<P: Probed>()

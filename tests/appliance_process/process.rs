@@ -85,8 +85,12 @@ impl Running {
         Self { child, lines, early: VecDeque::new() }
     }
 
-    /// The next event, which must be of this kind.
+    /// The next event, which must be of this kind. Checks of health begin before it is ready: what they find out meanwhile is
+    /// still to be expected afterwards.
     pub(crate) fn expect(&mut self, event: &str) -> Value {
+        if event == "ready" {
+            return self.expect_ready();
+        }
         let object = self.early.pop_front().unwrap_or_else(|| self.said());
         assert_eq!(object["event"], event, "{object}");
         object
@@ -103,18 +107,22 @@ impl Running {
         }
     }
 
-    /// Waits until the second of two interfaces is ready, and answers what was said of the first. Checks of health begin with
-    /// that one: what is found out meanwhile is still to be expected afterwards.
-    pub(crate) fn expect_both_ready(&mut self) -> Value {
-        let first = self.expect("ready");
+    fn expect_ready(&mut self) -> Value {
         loop {
             let object = self.said();
             match object["event"].as_str() {
-                Some("ready") => return first,
+                Some("ready") => return object,
                 Some("health") => self.early.push_back(object),
                 _ => panic!("{object}"),
             }
         }
+    }
+
+    /// Waits until the second of two interfaces is ready, and answers what was said of the first.
+    pub(crate) fn expect_both_ready(&mut self) -> Value {
+        let first = self.expect("ready");
+        self.expect("ready");
+        first
     }
 
     /// Everything up to the next event of this kind, which comes last.

@@ -226,9 +226,16 @@ fn flows_of_other_backends_do_not_notice() {
         let check = HealthCheck::tcp(address).source(source).interval(pace() / 5).timeout(TIMEOUT);
         net.balancer_ns.run(|| checks.insert(number, check)).unwrap();
     }
+    // What the checks found, and that the callback has told the balancer so.
     let wait_for = |health| {
         let end = Instant::now() + patience();
-        while checks.get(&FAILING) != Some(health) {
+        let failing = net.backend(FAILING, false);
+        let is_told = || {
+            let list = net.balancer.backends(service).unwrap();
+            let entry = list.iter().find(|entry| entry.address == failing).unwrap();
+            (entry.state == BackendState::Active) == (health == Health::Up)
+        };
+        while checks.get(&FAILING) != Some(health) || !is_told() {
             assert!(Instant::now() < end, "not {health} in time");
             std::thread::sleep(Duration::from_millis(5));
         }

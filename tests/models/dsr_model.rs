@@ -16,7 +16,7 @@ fn generated_packets_get_what_the_model_says() {
     let mut random = Rng::with_seed(seed);
     let host = Host::new();
     let mut world = World::new(&host);
-    let count = times(60_000, 1_000_000, 1_000);
+    let count = times(30_000, 1_000_000, 1_000);
     let batch = 500;
     for round in 0..count / batch {
         for _ in 0..if round == 0 { 40 } else { random.usize(..3) } {

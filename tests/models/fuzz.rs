@@ -61,7 +61,7 @@ fn agree(
 fn worlds(name: &str, mut run: impl FnMut(&mut Rng, usize, &mut Tally, &str)) {
     let log = KernelLog::from_now();
     let mut all = Tally::default();
-    let frames = times(30_000, 50_000, 1_000);
+    let frames = times(15_000, 50_000, 1_000);
     for number in Cases::long(1, 30, 1) {
         let about = format!("world {number} (XDPKIT_CASE={number} runs it alone)");
         run(&mut Rng::with_seed(SEED ^ number), frames, &mut all, &about);

@@ -124,7 +124,7 @@ fn the_data_path_and_the_model_agree_on_random_conversations() {
     for mode in [NatMode::Full, NatMode::Destination] {
         let bench = Bench::with_services(&NatConfig::default(), mode);
         let mut world = World { bench, mode, random: Rng::with_seed(seed), models: HashMap::new() };
-        for _ in 0..crate::common::times(10_000, 500_000, 500) {
+        for _ in 0..crate::common::times(5_000, 500_000, 500) {
             world.step();
         }
         let counts = world.bench.balancer.counts().unwrap();

@@ -126,7 +126,7 @@ pub(super) struct Scrubber(Firewall);
 
 /// Lines of a long list.
 fn lines_of_list() -> u32 {
-    crate::common::times(20_000, 60_000, 5_000) as u32
+    crate::common::times(10_000, 60_000, 5_000) as u32
 }
 
 impl Scrubber {
