@@ -61,7 +61,7 @@ SEC("xdp.frags")
 int rate_limiter(struct xdp_md *ctx)
 {
 	struct xdpkit_counters *counters = stage_counters();
-	__u32 zero = 0, reason, action = XDP_PASS, index, detail = 0, notes;
+	__u32 index = 0, reason, action = XDP_PASS, detail = 0, notes;
 	union verdict verdict = { .packed = 0 };
 	struct rate_policy *policy;
 	struct rate_shared *all;
@@ -70,7 +70,7 @@ int rate_limiter(struct xdp_md *ctx)
 	struct packet p;
 	__u64 banned, now;
 
-	all = bpf_map_lookup_elem(&shared, &zero);
+	all = bpf_map_lookup_elem(&shared, &index);
 	if (!counters || !all)
 		return XDP_ABORTED;
 	q.bank = *(volatile __u32 *)&all->in_force & 1;

@@ -79,7 +79,7 @@ __attribute__((noinline, weak)) __u32 ban_try(struct rate_source *s, __u64 now, 
 }
 
 /* Bans a source, or prolongs its ban; false when the table is full of others. */
-__attribute__((noinline, weak)) bool ban_source(struct rate_source *s, __u64 now, __u64 until)
+static __always_inline bool ban_source(struct rate_source *s, __u64 now, __u64 until)
 {
 	__u32 zero = 0, answer = BAN_AGAIN;
 	struct rate_shared *all;

@@ -102,6 +102,23 @@ __attribute__((noinline, weak)) __u32 locate_behind(struct xdp_md *ctx, __u64 wa
 	return reason;
 }
 
+/* A constant of which clang does not know that it is one, so that it stands in a register for the verifier to know. */
+static __always_inline __u32 known(__u32 number)
+{
+	barrier_var(number);
+	return number;
+}
+
+/* Of this number the verifier knows in each case which it is, and so which header there is. */
+static __always_inline __u32 known_network(__u32 network)
+{
+	if (network == NETWORK_IPV4)
+		return known(NETWORK_IPV4);
+	if (network == NETWORK_IPV6)
+		return known(NETWORK_IPV6);
+	return network == NETWORK_ARP ? known(NETWORK_ARP) : known(NETWORK_OTHER);
+}
+
 /* The same as parse(). */
 static __always_inline enum xdpkit_reason parse_again(struct xdp_md *ctx, struct packet *p)
 {
@@ -131,28 +148,25 @@ static __always_inline enum xdpkit_reason parse_again(struct xdp_md *ctx, struct
 	p->fragment = found->fragment;
 	p->routed = found->routed;
 	header = p->data + p->network_at;
-	/* Numbers that the verifier knows, or it does not see which header there is. */
-	network = found->network == NETWORK_IPV4 ? NETWORK_IPV4 : NETWORK_IPV6;
-	barrier_var(network);
-	if (found->network < NETWORK_IPV4) {
-		p->network = found->network & NETWORK_ARP;
-		return reason;
-	}
-	if (header + (network == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > p->end)
-		return REASON_HEADERS_SPLIT;
+	network = known_network(found->network);
 	p->network = network;
+	if (network < NETWORK_IPV4)
+		return reason;
+	if (header + (network == NETWORK_IPV4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > p->end) {
+		p->network = NETWORK_OTHER;
+		return REASON_HEADERS_SPLIT;
+	}
 	p->network_header = header;
 	if (!found->transport_at)
 		return reason;
 	header = p->data + (found->transport_at & PACKET_OFFSET_MASK);
 	protocol = found->protocol;
 	if (protocol == IPPROTO_TCP)
-		protocol = IPPROTO_TCP;
+		protocol = known(IPPROTO_TCP);
 	else if (protocol == IPPROTO_UDP)
-		protocol = IPPROTO_UDP;
+		protocol = known(IPPROTO_UDP);
 	else
-		protocol = network == NETWORK_IPV4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
-	barrier_var(protocol);
+		protocol = network == NETWORK_IPV4 ? known(IPPROTO_ICMP) : known(IPPROTO_ICMPV6);
 	p->protocol = protocol;
 	if (header + (protocol == IPPROTO_TCP ? sizeof(struct tcphdr) : sizeof(struct udphdr)) > p->end)
 		return REASON_HEADERS_SPLIT;

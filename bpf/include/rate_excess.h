@@ -41,7 +41,7 @@ enum excess {
 /* A limit was exceeded: was that news, and was it by far too much? Answers bits of enum excess. */
 __attribute__((noinline, weak)) __u32 note_excess(struct question *q, __u32 scope, __u32 meter, __u32 told)
 {
-	__u32 zero = 0, bank, index, answer = 0, outcome;
+	__u32 bank, index = 0, answer = 0, outcome;
 	struct flow_table *t = buckets_open();
 	struct xdpkit_counters *counters = stage_counters();
 	struct rate_charge *charge;
@@ -56,8 +56,8 @@ __attribute__((noinline, weak)) __u32 note_excess(struct question *q, __u32 scop
 		return 0;
 	bank = q->bank;
 	policy = bpf_map_lookup_elem(&policies, &bank);
-	all = bpf_map_lookup_elem(&shared, &zero);
-	mine = bpf_map_lookup_elem(&charges, &zero);
+	all = bpf_map_lookup_elem(&shared, &index);
+	mine = bpf_map_lookup_elem(&charges, &index);
 	if (!policy || !all || !mine)
 		return 0;
 	if (!told && buckets_find(t, rate_key(t, &q->source, RATE_TAG(scope, meter)), &e)) {
