@@ -69,8 +69,7 @@ __attribute__((noinline, weak)) __u32 locate(struct xdp_md *ctx)
 	if (reason == REASON_NONE && p.ether_type != bpf_htons(ETH_P_IPV6)) {
 		reason = parse_network(ctx, &p);
 	} else if (reason == REASON_NONE) {
-		p.network_at = p.at;
-		p.network_header = p.data + p.at;
+		begin_network(&p);
 		reason = parse_ipv6_header(ctx, &p);
 		if (reason == REASON_NONE && is_extension(p.protocol))
 			found->extensions = true;

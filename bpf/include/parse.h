@@ -381,10 +381,15 @@ static __always_inline enum xdpkit_reason parse_ethernet(struct xdp_md *ctx, str
 	return is_vlan(p->ether_type) ? REASON_VLAN_TOO_DEEP : REASON_NONE;
 }
 
-static __always_inline enum xdpkit_reason parse_network(struct xdp_md *ctx, struct packet *p)
+static __always_inline void begin_network(struct packet *p)
 {
 	p->network_at = p->at;
 	p->network_header = p->data + p->at;
+}
+
+static __always_inline enum xdpkit_reason parse_network(struct xdp_md *ctx, struct packet *p)
+{
+	begin_network(p);
 	if (p->ether_type == bpf_htons(ETH_P_IP))
 		return parse_ipv4(ctx, p);
 	if (p->ether_type == bpf_htons(ETH_P_IPV6))
